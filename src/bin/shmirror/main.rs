@@ -1,0 +1,2 @@
+//! The `shmirror` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Keeps keyed state identical in several processes of one host.
