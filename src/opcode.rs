@@ -1,0 +1,401 @@
+//! Opcodes: what identifies an item.
+//!
+//! An opcode is a short byte string made of one datum or of a group of data. Integers and addresses are written
+//! big-endian with a fixed width (signed ones with the sign bit flipped), so that opcodes of one shape sort as their data
+//! do. A string or byte string at the end of a group is written as it is; before other data it is closed by two zero
+//! bytes, with each zero byte inside written as `00 ff`, so that `("ab", "c")` and `("a", "bc")` stay apart and the order
+//! holds (the escape is that of the FoundationDB tuple layer,
+//! <https://github.com/apple/foundationdb/blob/main/design/tuple.md>).
+//!
+//! An opcode carries no types: two processes that share a table agree on its shape, as they agree on its values.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use smallvec::SmallVec;
+
+/// Identifies an item within its table: up to 255 bytes, ordered, hashable, printable.
+///
+/// ```
+/// use shmirror::{Opcode, ToOpcode};
+///
+/// let route = (254u32, "10.0.0.0/8").to_opcode()?;
+/// assert_eq!(route.decode::<(u32, String)>()?, (254, "10.0.0.0/8".to_string()));
+/// assert_eq!(route.to_string(), "000000fe\"10.0.0.0/8\"");
+/// assert!(route < (254u32, "10.1.0.0/16").to_opcode()?);
+/// # Ok::<(), shmirror::OpcodeError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Opcode(SmallVec<[u8; INLINE_BYTES]>);
+
+/// Opcodes up to this length need no allocation.
+const INLINE_BYTES: usize = 16;
+
+impl Opcode {
+    /// The longest opcode, in bytes.
+    pub const MAX_BYTES: usize = 255;
+
+    /// An opcode of just these bytes, 0 to 255 of them.
+    ///
+    /// # Errors
+    /// [`OpcodeError::TooLong`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Opcode, OpcodeError> {
+        if bytes.len() > Self::MAX_BYTES {
+            return Err(OpcodeError::TooLong { bytes: bytes.len() });
+        }
+        Ok(Opcode(SmallVec::from_slice(bytes)))
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The data that the opcode was made of, given their types.
+    ///
+    /// # Errors
+    /// [`OpcodeError::Shape`] if the bytes are not of that shape.
+    pub fn decode<T: FromOpcode>(&self) -> Result<T, OpcodeError> {
+        let mut rest = self.as_bytes();
+        match T::take(&mut rest, true) {
+            Some(data) if rest.is_empty() => Ok(data),
+            _ => Err(OpcodeError::Shape { opcode: self.clone(), expected: std::any::type_name::<T>() }),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Opcode {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl Borrow<[u8]> for Opcode {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+/// Text where it is text, hexadecimal where it is not: an opcode of printable characters alone is shown as it is, else
+/// runs of four and more are quoted.
+impl fmt::Display for Opcode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHORTEST_QUOTED: usize = 4;
+        let printable = |byte: &u8| (0x20..0x7f).contains(byte);
+        let mut rest = self.as_bytes();
+        if !rest.is_empty() && rest.iter().all(printable) {
+            return rest.iter().try_for_each(|&byte| fmt::Write::write_char(f, byte.into()));
+        }
+        while let [first, tail @ ..] = rest {
+            let run = rest.iter().take_while(|byte| printable(byte)).count();
+            if run >= SHORTEST_QUOTED {
+                let (text, after) = rest.split_at(run);
+                write!(f, "\"{}\"", text.escape_ascii())?;
+                rest = after;
+            } else {
+                write!(f, "{first:02x}")?;
+                rest = tail;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Opcode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Opcode({self})")
+    }
+}
+
+/// What is wrong with an opcode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpcodeError {
+    /// Longer than [`Opcode::MAX_BYTES`].
+    #[error("opcode of {bytes} bytes is longer than the largest, {max} bytes", max = Opcode::MAX_BYTES)]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not made of the data that it was decoded as.
+    #[error("opcode {opcode} is not of the shape {expected}")]
+    Shape {
+        /// The opcode.
+        opcode: Opcode,
+        /// The Rust type asked for.
+        expected: &'static str,
+    },
+}
+
+/// One datum, or a group of data, that can be made into an [`Opcode`].
+pub trait ToOpcode {
+    /// Appends the datum; `last` says that nothing follows it.
+    fn append(&self, to: &mut OpcodeWriter, last: bool);
+
+    /// The opcode.
+    ///
+    /// # Errors
+    /// [`OpcodeError::TooLong`].
+    fn to_opcode(&self) -> Result<Opcode, OpcodeError> {
+        let mut writer = OpcodeWriter { bytes: SmallVec::new(), length: 0 };
+        self.append(&mut writer, true);
+        if writer.length > Opcode::MAX_BYTES {
+            return Err(OpcodeError::TooLong { bytes: writer.length });
+        }
+        Ok(Opcode(writer.bytes))
+    }
+}
+
+/// Data that can be read back from an [`Opcode`].
+pub trait FromOpcode: Sized {
+    /// Takes the datum off the front of `rest`; `last` says that nothing follows it.
+    fn take(rest: &mut &[u8], last: bool) -> Option<Self>;
+}
+
+/// Collects an opcode's bytes, and counts those that are too many.
+#[derive(Debug)]
+pub struct OpcodeWriter {
+    bytes: SmallVec<[u8; INLINE_BYTES]>,
+    length: usize,
+}
+
+impl OpcodeWriter {
+    /// Appends bytes as they are.
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.length += bytes.len();
+        if self.length <= Opcode::MAX_BYTES {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// Appends bytes of any length: as they are if last, else escaped and closed.
+    pub fn put_string(&mut self, bytes: &[u8], last: bool) {
+        if last {
+            return self.put(bytes);
+        }
+        for part in bytes.split_inclusive(|&byte| byte == 0) {
+            self.put(part);
+            if part.ends_with(&[0]) {
+                self.put(&[0xff]);
+            }
+        }
+        self.put(&[0, 0]);
+    }
+}
+
+/// The counterpart of [`OpcodeWriter::put_string`].
+fn take_string(rest: &mut &[u8], last: bool) -> Option<Vec<u8>> {
+    if last {
+        return Some(std::mem::take(rest).to_vec());
+    }
+    let mut out = Vec::new();
+    loop {
+        let zero = rest.iter().position(|&byte| byte == 0)?;
+        out.extend_from_slice(&rest[..zero]);
+        let escape = *rest.get(zero + 1)?;
+        *rest = &rest[zero + 2..];
+        match escape {
+            0xff => out.push(0),
+            0 => return Some(out),
+            _ => return None,
+        }
+    }
+}
+
+fn take_array<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (array, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*array)
+}
+
+macro_rules! integers {
+    ($($int:ty, $unsigned:ty);*) => {$(
+        impl ToOpcode for $int {
+            #[inline]
+            fn append(&self, to: &mut OpcodeWriter, _last: bool) {
+                const FLIP: $unsigned = (<$int>::MIN as $unsigned);
+                to.put(&(*self as $unsigned ^ FLIP).to_be_bytes());
+            }
+        }
+        impl FromOpcode for $int {
+            fn take(rest: &mut &[u8], _last: bool) -> Option<Self> {
+                const FLIP: $unsigned = (<$int>::MIN as $unsigned);
+                Some((<$unsigned>::from_be_bytes(take_array(rest)?) ^ FLIP) as $int)
+            }
+        }
+    )*};
+}
+integers!(u8, u8; u16, u16; u32, u32; u64, u64; u128, u128; i8, u8; i16, u16; i32, u32; i64, u64; i128, u128);
+
+impl ToOpcode for [u8] {
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        to.put_string(self, last);
+    }
+}
+
+impl ToOpcode for Vec<u8> {
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        to.put_string(self, last);
+    }
+}
+
+impl FromOpcode for Vec<u8> {
+    fn take(rest: &mut &[u8], last: bool) -> Option<Self> {
+        take_string(rest, last)
+    }
+}
+
+impl ToOpcode for str {
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        to.put_string(self.as_bytes(), last);
+    }
+}
+
+impl ToOpcode for String {
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        to.put_string(self.as_bytes(), last);
+    }
+}
+
+impl FromOpcode for String {
+    fn take(rest: &mut &[u8], last: bool) -> Option<Self> {
+        String::from_utf8(take_string(rest, last)?).ok()
+    }
+}
+
+/// A fixed number of bytes, as they are wherever they stand.
+impl<const N: usize> ToOpcode for [u8; N] {
+    fn append(&self, to: &mut OpcodeWriter, _last: bool) {
+        to.put(self);
+    }
+}
+
+impl<const N: usize> FromOpcode for [u8; N] {
+    fn take(rest: &mut &[u8], _last: bool) -> Option<Self> {
+        take_array(rest)
+    }
+}
+
+impl ToOpcode for Ipv4Addr {
+    fn append(&self, to: &mut OpcodeWriter, _last: bool) {
+        to.put(&self.octets());
+    }
+}
+
+impl FromOpcode for Ipv4Addr {
+    fn take(rest: &mut &[u8], _last: bool) -> Option<Self> {
+        take_array::<4>(rest).map(Ipv4Addr::from)
+    }
+}
+
+impl ToOpcode for Ipv6Addr {
+    fn append(&self, to: &mut OpcodeWriter, _last: bool) {
+        to.put(&self.octets());
+    }
+}
+
+impl FromOpcode for Ipv6Addr {
+    fn take(rest: &mut &[u8], _last: bool) -> Option<Self> {
+        take_array::<16>(rest).map(Ipv6Addr::from)
+    }
+}
+
+/// An opcode of an opcode is itself; inside a group it is a byte string.
+impl ToOpcode for Opcode {
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        to.put_string(self.as_bytes(), last);
+    }
+}
+
+impl<T: ToOpcode + ?Sized> ToOpcode for &T {
+    #[inline]
+    fn append(&self, to: &mut OpcodeWriter, last: bool) {
+        (**self).append(to, last);
+    }
+}
+
+macro_rules! groups {
+    ($($($before:ident)* + $end:ident;)*) => {$(
+        impl<$($before: ToOpcode,)* $end: ToOpcode> ToOpcode for ($($before,)* $end,) {
+            #[inline]
+            #[allow(non_snake_case)]
+            fn append(&self, to: &mut OpcodeWriter, last: bool) {
+                let ($($before,)* $end,) = self;
+                $($before.append(to, false);)*
+                $end.append(to, last);
+            }
+        }
+        impl<$($before: FromOpcode,)* $end: FromOpcode> FromOpcode for ($($before,)* $end,) {
+            fn take(rest: &mut &[u8], last: bool) -> Option<Self> {
+                Some(($($before::take(rest, false)?,)* $end::take(rest, last)?,))
+            }
+        }
+    )*};
+}
+groups! {
+    + A;
+    A + B;
+    A B + C;
+    A B C + D;
+    A B C D + E;
+    A B C D E + F;
+    A B C D E F + G;
+    A B C D E F G + H;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opcode(data: impl ToOpcode) -> Opcode {
+        data.to_opcode().unwrap()
+    }
+
+    #[test]
+    fn groups_come_back_as_they_went_in() {
+        let group = (7u8, "a\0b", -5i64, vec![0u8, 0, 255], Ipv4Addr::new(10, 0, 0, 1), "");
+        let back: (u8, String, i64, Vec<u8>, Ipv4Addr, String) = opcode(group.clone()).decode().unwrap();
+        assert_eq!(back, (7, "a\0b".into(), -5, vec![0, 0, 255], Ipv4Addr::new(10, 0, 0, 1), String::new()));
+    }
+
+    #[test]
+    fn groups_of_strings_stay_apart_where_their_bytes_would_join() {
+        assert_ne!(opcode(("ab", "c")), opcode(("a", "bc")));
+        assert_ne!(opcode(("a\0", "b")), opcode(("a", "\0b")));
+    }
+
+    #[test]
+    fn opcodes_sort_as_their_data_do() {
+        let numbers = [i32::MIN, -70_000, -1, 0, 1, 255, 256, i32::MAX];
+        assert!(numbers.map(opcode).is_sorted());
+        let groups = [("a", 2u8), ("a", 3), ("a\0", 1), ("a\0b", 0), ("ab", 0), ("b", 0)];
+        assert!(groups.map(opcode).is_sorted());
+    }
+
+    #[test]
+    fn an_opcode_of_255_bytes_is_the_longest() {
+        assert_eq!(opcode("x".repeat(255)).as_bytes().len(), 255);
+        let error = "x".repeat(256).to_opcode().unwrap_err();
+        assert_eq!(error.to_string(), "opcode of 256 bytes is longer than the largest, 255 bytes");
+        assert!(Opcode::from_bytes(&[0; 256]).is_err());
+        assert_eq!((1u64, "x".repeat(400)).to_opcode(), Err(OpcodeError::TooLong { bytes: 408 }));
+    }
+
+    #[test]
+    fn text_is_shown_as_text_and_the_rest_as_hexadecimal() {
+        assert_eq!(opcode("eth0").to_string(), "eth0");
+        assert_eq!(opcode((1u16, "10.0.0.0/8")).to_string(), "0001\"10.0.0.0/8\"");
+        assert_eq!(opcode(("vrf-a", 1u8)).to_string(), "\"vrf-a\"000001");
+        assert_eq!(opcode("").to_string(), "");
+    }
+
+    #[test]
+    fn decoding_another_shape_is_an_error() {
+        assert!(opcode(1u32).decode::<u64>().is_err());
+        assert!(opcode(1u64).decode::<u32>().is_err());
+        assert!(opcode([0xffu8, 0xfe]).decode::<String>().is_err());
+        assert!(opcode([1u8, 0, 7]).decode::<(String, u8)>().is_err());
+    }
+}

@@ -1,0 +1,516 @@
+//! The sync cache: one destination's unacknowledged changes, one entry per opcode (S3, S6).
+//!
+//! An entry does not copy what it stands for: the newest data, its number and its opcode lie in the [`Store`], which all
+//! destinations share, and an entry has the same index as its item. So "look for an entry with the same opcode" is an
+//! array access, and recording a change of an item that has an entry already costs nothing but that.
+//!
+//! An entry is *waiting* (to be put in the ring: never sent, changed since, or due to be sent again) or *in flight*
+//! (its newest change is in the ring or beyond). What is in flight is remembered in the order of the ring, so that an ack
+//! finds it without a look-up.
+//!
+//! Invariants:
+//! 1. A record in the ring acknowledges its entry only if the change that it carried is still the entry's newest.
+//! 2. Each waiting entry has exactly one place in a queue (a queue may also hold places of entries that wait no more).
+//! 3. The in-flight list is sorted by ordinal and at most four times as long as there are entries, plus a constant:
+//!    records that were superseded leave it, so that one hot item cannot grow it.
+//! 4. A flush waits for an entry if its bit is set there. The first record that was sent since, or was the newest in
+//!    flight then, carries the bit; no other does.
+
+use std::collections::VecDeque;
+
+use super::ProtocolError;
+use super::store::{ItemId, Store, TableId};
+use crate::seq::ChangeNumber;
+use crate::wire::Ack;
+
+/// What an entry stands for: an item, or one of the two records that each table has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EntryId {
+    pub(crate) table: TableId,
+    index: u32,
+}
+
+/// The record that tells a table's name.
+const TABLE_NAME: u32 = u32::MAX;
+/// The record that ends a table's replay.
+const TABLE_END: u32 = u32::MAX - 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    Item(ItemId),
+    TableName,
+    TableEnd,
+}
+
+impl EntryId {
+    pub(crate) fn item(id: ItemId) -> EntryId {
+        assert!(id.index < TABLE_END, "a table holds fewer items");
+        EntryId { table: id.table, index: id.index }
+    }
+
+    pub(crate) fn table_name(table: TableId) -> EntryId {
+        EntryId { table, index: TABLE_NAME }
+    }
+
+    pub(crate) fn table_end(table: TableId) -> EntryId {
+        EntryId { table, index: TABLE_END }
+    }
+
+    fn is_item(self) -> bool {
+        self.index < TABLE_END
+    }
+
+    pub(crate) fn kind(self) -> EntryKind {
+        match self.index {
+            TABLE_NAME => EntryKind::TableName,
+            TABLE_END => EntryKind::TableEnd,
+            index => EntryKind::Item(ItemId { table: self.table, index }),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct SyncCache {
+    tables: Vec<TableEntries>,
+    /// Table names and end markers that wait; they go first.
+    control: VecDeque<EntryId>,
+    /// Items that wait, in the order in which they began to.
+    waiting: VecDeque<EntryId>,
+    in_flight: VecDeque<InFlight>,
+    next_ordinal: u64,
+    /// Entries that exist.
+    unacked: usize,
+    /// Items that wait although the destination was sent them before.
+    waiting_again: usize,
+    /// Entries that stand for a remove.
+    tombstones: usize,
+    /// Entries that were sent again at least [`FAILING_ATTEMPTS`] times.
+    failing: usize,
+    /// For each flush, by its bit: the entries that it waits for.
+    flush_left: [usize; MAX_FLUSHES],
+}
+
+/// How many flushes can wait at a time.
+pub(crate) const MAX_FLUSHES: usize = u16::BITS as usize;
+
+/// From this many resends on an entry counts as failing.
+const FAILING_ATTEMPTS: u8 = 3;
+
+#[derive(Debug, Default)]
+struct TableEntries {
+    items: Vec<CacheEntry>,
+    name: ControlEntry,
+    end: ControlEntry,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ControlEntry {
+    entry: CacheEntry,
+    change: ChangeNumber,
+}
+
+impl Default for ControlEntry {
+    fn default() -> Self {
+        ControlEntry { entry: CacheEntry::default(), change: ChangeNumber::NONE }
+    }
+}
+
+/// The state of one entry. Without [`CacheEntry::UNACKED`] there is no entry, only a place for one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct CacheEntry {
+    flags: u8,
+    /// How often the newest change was sent again, as far as a u8 counts.
+    attempts: u8,
+    /// The flushes that wait for this entry.
+    flushes: u16,
+    /// Those of them that a record in flight satisfies.
+    flushes_in_flight: u16,
+}
+
+impl CacheEntry {
+    /// The destination was sent the item on this link and has not acknowledged its removal.
+    const SENT: u8 = 1;
+    /// The entry exists: the destination has not acknowledged the newest change.
+    const UNACKED: u8 = 2;
+    /// The newest change must be put in the ring.
+    const WAITING: u8 = 4;
+    /// A queue holds a place for it.
+    const QUEUED: u8 = 8;
+    /// The newest change is a remove.
+    const TOMBSTONE: u8 = 16;
+
+    fn has(self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn is_sent(self) -> bool {
+        self.has(Self::SENT)
+    }
+
+    pub(crate) fn is_unacked(self) -> bool {
+        self.has(Self::UNACKED)
+    }
+
+    pub(crate) fn is_in_flight(self) -> bool {
+        self.has(Self::UNACKED) && !self.has(Self::WAITING)
+    }
+
+    fn is_waiting_again(self) -> bool {
+        self.has(Self::WAITING) && self.has(Self::SENT)
+    }
+
+    pub(crate) fn attempts(self) -> u8 {
+        self.attempts
+    }
+}
+
+/// A record in the ring or beyond.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InFlight {
+    pub(crate) ordinal: u64,
+    pub(crate) change: ChangeNumber,
+    pub(crate) entry: EntryId,
+    /// The flushes that an ack of this record satisfies.
+    flushes: u16,
+}
+
+/// An entry that an ack deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deleted {
+    pub(crate) entry: EntryId,
+    pub(crate) was_tombstone: bool,
+}
+
+impl SyncCache {
+    pub(crate) fn unacked(&self) -> usize {
+        self.unacked
+    }
+
+    pub(crate) fn tombstones(&self) -> usize {
+        self.tombstones
+    }
+
+    pub(crate) fn failing(&self) -> usize {
+        self.failing
+    }
+
+    pub(crate) fn next_ordinal(&self) -> u64 {
+        self.next_ordinal
+    }
+
+    pub(crate) fn entry(&self, id: EntryId) -> CacheEntry {
+        let Some(table) = self.tables.get(usize::from(id.table)) else { return CacheEntry::default() };
+        match id.kind() {
+            EntryKind::Item(item) => table.items.get(item.index as usize).copied().unwrap_or_default(),
+            EntryKind::TableName => table.name.entry,
+            EntryKind::TableEnd => table.end.entry,
+        }
+    }
+
+    /// S3: records the newest change of an item, in the entry that it has or in a new one. Answers whether a change that
+    /// was not sent yet was coalesced with it.
+    pub(crate) fn record(&mut self, id: EntryId, tombstone: bool) -> bool {
+        let entry = self.entry_mut(id);
+        let before = *entry;
+        entry.flags |= CacheEntry::UNACKED | CacheEntry::WAITING | CacheEntry::QUEUED;
+        entry.flags &= !CacheEntry::TOMBSTONE;
+        entry.flags |= if tombstone { CacheEntry::TOMBSTONE } else { 0 };
+        entry.attempts = 0;
+        if !before.has(CacheEntry::QUEUED) {
+            self.queue_of(id).push_back(id);
+        }
+        self.unacked += usize::from(!before.is_unacked());
+        self.waiting_again +=
+            usize::from(id.is_item() && before.is_sent() && !before.has(CacheEntry::WAITING));
+        self.tombstones += usize::from(tombstone);
+        self.tombstones -= usize::from(before.has(CacheEntry::TOMBSTONE));
+        self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
+        before.has(CacheEntry::WAITING)
+    }
+
+    /// As [`SyncCache::record`], for a table's own records, whose number is kept here.
+    pub(crate) fn record_control(&mut self, id: EntryId, change: ChangeNumber) {
+        self.record(id, false);
+        let table = &mut self.tables[usize::from(id.table)];
+        match id.kind() {
+            EntryKind::TableName => table.name.change = change,
+            EntryKind::TableEnd => table.end.change = change,
+            EntryKind::Item(_) => unreachable!("an item's number is in the store"),
+        }
+    }
+
+    /// Deletes the entry of an item that was removed before the destination was ever sent it.
+    pub(crate) fn forget(&mut self, id: EntryId) {
+        let entry = self.entry(id);
+        assert!(!entry.is_sent(), "what was sent needs the ack of its remove");
+        if entry.is_unacked() {
+            self.delete(id);
+        }
+    }
+
+    /// The table's own record that goes next.
+    pub(crate) fn next_control(&mut self) -> Option<EntryId> {
+        Self::front_waiting(&mut self.control, &mut self.tables)
+    }
+
+    /// The item that goes next.
+    pub(crate) fn next_waiting(&mut self) -> Option<EntryId> {
+        Self::front_waiting(&mut self.waiting, &mut self.tables)
+    }
+
+    /// The entry's newest change is in the ring, at the next ordinal. Answers whether it is the first of its item.
+    pub(crate) fn handle_sent(&mut self, id: EntryId, change: ChangeNumber) -> bool {
+        let ordinal = self.next_ordinal;
+        self.next_ordinal += 1;
+        let entry = self.entry_mut(id);
+        let before = *entry;
+        entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
+        entry.flags &= !CacheEntry::WAITING;
+        let flushes = entry.flushes & !entry.flushes_in_flight;
+        entry.flushes_in_flight |= flushes;
+        self.unacked += usize::from(!before.is_unacked());
+        self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
+        self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes });
+        !before.is_sent()
+    }
+
+    /// S6: deletes the entries whose newest change the ack covers, and reports each.
+    pub(crate) fn handle_ack(
+        &mut self,
+        ack: Ack,
+        store: &Store,
+        mut deleted: impl FnMut(Deleted),
+    ) -> Result<(), ProtocolError> {
+        let Ack { first, last, .. } = ack;
+        if first > last || last >= self.next_ordinal {
+            return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
+        }
+        let mut at = index_of(&self.in_flight, first);
+        while let Some(&record) = self.in_flight.get(at).filter(|record| record.ordinal <= last) {
+            at += 1;
+            for (ordinal, found) in [(first, ack.first_seq), (last, ack.last_seq)] {
+                if record.ordinal == ordinal && record.change.seq() != found {
+                    return Err(ProtocolError::AckOfOther { ordinal, found, expected: record.change.seq() });
+                }
+            }
+            if record.flushes != 0 {
+                self.satisfy_flushes(record);
+            }
+            if self.is_newest(&record, store) {
+                deleted(self.delete(record.entry));
+            }
+        }
+        self.drop_superseded(store);
+        Ok(())
+    }
+
+    /// Sends an entry that is in flight again, with its newest value and the number that it has.
+    pub(crate) fn resend(&mut self, id: EntryId) {
+        let entry = self.entry_mut(id);
+        assert!(entry.is_in_flight(), "only what was sent is sent again");
+        let queued = entry.has(CacheEntry::QUEUED);
+        entry.flags |= CacheEntry::WAITING | CacheEntry::QUEUED;
+        let already_failing = entry.attempts >= FAILING_ATTEMPTS;
+        entry.attempts = entry.attempts.saturating_add(1);
+        let failing = entry.attempts >= FAILING_ATTEMPTS;
+        self.waiting_again += usize::from(id.is_item());
+        self.failing += usize::from(failing && !already_failing);
+        if !queued {
+            self.queue_of(id).push_back(id);
+        }
+    }
+
+    /// The records in flight from an ordinal on, oldest first.
+    pub(crate) fn in_flight_from(&self, ordinal: u64) -> impl Iterator<Item = &InFlight> {
+        self.in_flight.range(index_of(&self.in_flight, ordinal)..)
+    }
+
+    /// An ordinal below which no record of an item matters any more: what it carried was acknowledged or has been sent
+    /// again since.
+    pub(crate) fn oldest_unacked(&mut self, store: &Store) -> u64 {
+        if self.waiting_again > 0 {
+            return 0;
+        }
+        self.drop_superseded(store);
+        let mut records = self.in_flight.iter();
+        let oldest = records.find(|record| record.entry.is_item() && self.is_wanted(record, store));
+        oldest.map_or(self.next_ordinal, |record| record.ordinal)
+    }
+
+    /// Whether the record carries its entry's newest change, and that is unacknowledged.
+    pub(crate) fn is_newest(&self, record: &InFlight, store: &Store) -> bool {
+        self.entry(record.entry).is_unacked() && self.change_of(record.entry, store) == record.change
+    }
+
+    /// The newest change of what the entry stands for.
+    pub(crate) fn change_of(&self, id: EntryId, store: &Store) -> ChangeNumber {
+        match id.kind() {
+            EntryKind::Item(item) => store.item(item).change,
+            EntryKind::TableName => self.tables[usize::from(id.table)].name.change,
+            EntryKind::TableEnd => self.tables[usize::from(id.table)].end.change,
+        }
+    }
+
+    /// A flush begins: it waits for all that is unacknowledged now.
+    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) {
+        let bit = 1 << flush;
+        for at in 0..self.in_flight.len() {
+            let record = self.in_flight[at];
+            if self.is_newest(&record, store) {
+                self.in_flight[at].flushes |= bit;
+                self.entry_mut(record.entry).flushes_in_flight |= bit;
+                self.flush_left[flush] += usize::from(self.wait_for(record.entry, bit));
+            }
+        }
+        for at in 0..self.control.len() + self.waiting.len() {
+            let queued = self.control.get(at).or_else(|| self.waiting.get(at - self.control.len()));
+            let id = *queued.expect("an index below both lengths");
+            if self.entry(id).has(CacheEntry::WAITING) {
+                self.flush_left[flush] += usize::from(self.wait_for(id, bit));
+            }
+        }
+    }
+
+    /// Entries that a flush still waits for.
+    pub(crate) fn flush_left(&self, flush: usize) -> usize {
+        self.flush_left[flush]
+    }
+
+    /// The flush waits no more; its bit can be used again.
+    pub(crate) fn end_flush(&mut self, flush: usize) {
+        let keep = !(1u16 << flush);
+        let entries = self.in_flight.iter_mut().map(|record| {
+            record.flushes &= keep;
+            record.entry
+        });
+        for id in entries.chain(self.control.iter().copied()).chain(self.waiting.iter().copied()) {
+            let entry = Self::entry_in(&mut self.tables, id);
+            entry.flushes &= keep;
+            entry.flushes_in_flight &= keep;
+        }
+        self.flush_left[flush] = 0;
+    }
+
+    /// Removes that the destination has not acknowledged, for when its link is given up.
+    pub(crate) fn unacked_removes(&self) -> impl Iterator<Item = ItemId> {
+        let tables = self.tables.iter().zip(0..).take(if self.tombstones == 0 { 0 } else { usize::MAX });
+        tables.flat_map(|(entries, table)| {
+            let owed = entries.items.iter().zip(0..).filter(|(entry, _)| entry.has(CacheEntry::TOMBSTONE));
+            owed.map(move |(_, index)| ItemId { table, index })
+        })
+    }
+
+    /// Deletes an entry; whatever waited for it has what it waited for.
+    fn delete(&mut self, id: EntryId) -> Deleted {
+        let entry = self.entry_mut(id);
+        let before = *entry;
+        let was_tombstone = before.has(CacheEntry::TOMBSTONE);
+        entry.flags &= CacheEntry::QUEUED | if was_tombstone { 0 } else { CacheEntry::SENT };
+        entry.attempts = 0;
+        entry.flushes = 0;
+        entry.flushes_in_flight = 0;
+        self.unacked -= 1;
+        self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
+        self.tombstones -= usize::from(was_tombstone);
+        self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
+        self.count_satisfied(before.flushes);
+        Deleted { entry: id, was_tombstone }
+    }
+
+    /// The destination applied a record that some flushes wait for, superseded or not.
+    fn satisfy_flushes(&mut self, record: InFlight) {
+        let entry = self.entry_mut(record.entry);
+        let satisfied = entry.flushes & record.flushes;
+        entry.flushes &= !satisfied;
+        entry.flushes_in_flight &= !satisfied;
+        self.count_satisfied(satisfied);
+    }
+
+    fn count_satisfied(&mut self, mut flushes: u16) {
+        while flushes != 0 {
+            self.flush_left[flushes.trailing_zeros() as usize] -= 1;
+            flushes &= flushes - 1;
+        }
+    }
+
+    /// Sets a flush's bit in an entry; answers whether it was not set before.
+    fn wait_for(&mut self, id: EntryId, bit: u16) -> bool {
+        let entry = self.entry_mut(id);
+        let newly = entry.flushes & bit == 0;
+        entry.flushes |= bit;
+        newly
+    }
+
+    /// Keeps invariant 3, at a constant cost per record.
+    fn drop_superseded(&mut self, store: &Store) {
+        while let Some(front) = self.in_flight.front()
+            && !self.is_wanted(front, store)
+        {
+            self.in_flight.pop_front();
+        }
+        if self.in_flight.len() > 4 * self.unacked + 64 {
+            let mut records = std::mem::take(&mut self.in_flight);
+            records.retain(|record| self.is_wanted(record, store));
+            self.in_flight = records;
+        }
+    }
+
+    /// Whether an ack of the record would still tell something.
+    fn is_wanted(&self, record: &InFlight, store: &Store) -> bool {
+        let awaited = record.flushes != 0 && self.entry(record.entry).flushes & record.flushes != 0;
+        awaited || self.is_newest(record, store)
+    }
+
+    fn entry_mut(&mut self, id: EntryId) -> &mut CacheEntry {
+        Self::entry_in(&mut self.tables, id)
+    }
+
+    fn entry_in(tables: &mut Vec<TableEntries>, id: EntryId) -> &mut CacheEntry {
+        let at = usize::from(id.table);
+        if tables.len() <= at {
+            tables.resize_with(at + 1, TableEntries::default);
+        }
+        let table = &mut tables[at];
+        match id.kind() {
+            EntryKind::TableName => &mut table.name.entry,
+            EntryKind::TableEnd => &mut table.end.entry,
+            EntryKind::Item(ItemId { index, .. }) => {
+                let index = index as usize;
+                if table.items.len() <= index {
+                    table.items.resize(index + 1, CacheEntry::default());
+                }
+                &mut table.items[index]
+            }
+        }
+    }
+
+    fn queue_of(&mut self, id: EntryId) -> &mut VecDeque<EntryId> {
+        match id.kind() {
+            EntryKind::Item(_) => &mut self.waiting,
+            EntryKind::TableName | EntryKind::TableEnd => &mut self.control,
+        }
+    }
+
+    /// The first of a queue that still waits; places of others are given up.
+    fn front_waiting(queue: &mut VecDeque<EntryId>, tables: &mut Vec<TableEntries>) -> Option<EntryId> {
+        while let Some(&id) = queue.front() {
+            let entry = Self::entry_in(tables, id);
+            if entry.has(CacheEntry::WAITING) {
+                return Some(id);
+            }
+            entry.flags &= !CacheEntry::QUEUED;
+            queue.pop_front();
+        }
+        None
+    }
+}
+
+/// Where the first record from an ordinal on lies. If nothing between was dropped, the first guess is right.
+fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
+    let Some(front) = in_flight.front() else { return 0 };
+    let guess = ordinal.saturating_sub(front.ordinal) as usize;
+    if in_flight.get(guess).is_some_and(|record| record.ordinal == ordinal) {
+        return guess;
+    }
+    in_flight.partition_point(|record| record.ordinal < ordinal)
+}

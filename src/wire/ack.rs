@@ -1,0 +1,67 @@
+//! The records of the ack ring.
+//!
+//! One ack covers a range of record *ordinals* of the change ring, never a range of sequence numbers: if 10 and 12 were
+//! sent and 11 was not, nobody can acknowledge 11. The sync sequence numbers of both ends go along, so that the source
+//! can see that both sides talk of the same records.
+//!
+//! ```text
+//!  0               8              16          20         24
+//!  +---------------+--------------+-----------+----------+
+//!  | first ordinal | last ordinal | first seq | last seq |
+//!  +---------------+--------------+-----------+----------+
+//!        u64             u64           u32         u32
+//! ```
+
+use super::{WireError, u32_at, u64_at};
+use crate::seq::SyncSeq;
+
+/// The records `first..=last` were applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ack {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) first_seq: SyncSeq,
+    pub(crate) last_seq: SyncSeq,
+}
+
+impl Ack {
+    pub(crate) const BYTES: usize = 24;
+
+    pub(crate) fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[0..8].copy_from_slice(&self.first.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&self.last.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&self.first_seq.value().to_ne_bytes());
+        bytes[20..24].copy_from_slice(&self.last_seq.value().to_ne_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Ack, WireError> {
+        if bytes.len() != Self::BYTES {
+            return Err(WireError::Length {
+                what: "ack record",
+                found: bytes.len(),
+                expected: Self::BYTES.to_string(),
+            });
+        }
+        Ok(Ack {
+            first: u64_at(bytes, 0),
+            last: u64_at(bytes, 8),
+            first_seq: u32_at(bytes, 16).into(),
+            last_seq: u32_at(bytes, 20).into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_come_back_as_they_went_in_and_other_lengths_are_errors() {
+        let ack = Ack { first: 1 << 33, last: u64::MAX, first_seq: 7.into(), last_seq: u32::MAX.into() };
+        assert_eq!(Ack::decode(&ack.encode()), Ok(ack));
+        let error = Ack::decode(&ack.encode()[..23]).unwrap_err().to_string();
+        assert_eq!(error, "ack record of 23 bytes, expected 24");
+    }
+}
