@@ -151,6 +151,10 @@ impl CacheEntry {
         self.has(Self::UNACKED)
     }
 
+    pub(crate) fn is_waiting(self) -> bool {
+        self.has(Self::WAITING)
+    }
+
     pub(crate) fn is_in_flight(self) -> bool {
         self.has(Self::UNACKED) && !self.has(Self::WAITING)
     }

@@ -17,7 +17,7 @@ use super::ProtocolError;
 use super::cache::{CacheEntry, EntryId, EntryKind, SyncCache};
 use super::replay::Replay;
 use super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::store::{Store, Stored, TableId, Value};
+use super::store::{ItemId, Store, Stored, TableId, Value};
 use crate::opcode::Opcode;
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::wire::{Ack, Frame, HEADER_BYTES, Payload};
@@ -50,8 +50,10 @@ struct Session {
     cache: SyncCache,
     replay: Replay,
     timer: ResendTimer<(EntryId, ChangeNumber)>,
-    /// A tick is planned that looks at what is in flight.
+    /// A tick is planned, or asked for, that looks at what is in flight.
     ticking: bool,
+    /// It was asked for and has not been yet.
+    tick_requested: bool,
     /// Who goes next when both live changes and the replay could.
     replay_goes: bool,
     counters: SessionCounters,
@@ -133,9 +135,9 @@ impl SourceCore {
         stored
     }
 
-    /// Removes an item; `false` if there is none.
-    pub(crate) fn remove(&mut self, table: TableId, opcode: &Opcode) -> bool {
-        let Some(id) = self.store.remove(table, opcode) else { return false };
+    /// Removes an item; `None` if there is none. The item's place may be vacant already.
+    pub(crate) fn remove(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let id = self.store.remove(table, opcode)?;
         self.counters.changes += 1;
         let created = self.store.item(id).created;
         let entry = EntryId::item(id);
@@ -152,7 +154,7 @@ impl SourceCore {
             }
         }
         self.store.vacate_if_unowed(id);
-        true
+        Some(id)
     }
 
     /// The application has loaded the table: a destination may remove what was not named to it.
@@ -172,6 +174,7 @@ impl SourceCore {
             replay: Replay::default(),
             timer: ResendTimer::new(),
             ticking: false,
+            tick_requested: false,
             replay_goes: false,
             counters: SessionCounters::default(),
         };
@@ -238,23 +241,27 @@ impl SourceCore {
         outcome
     }
 
-    /// Whether a tick must be planned because something is in flight and none is; `true` once.
-    pub(crate) fn take_tick_request(&mut self, id: SessionId) -> bool {
+    /// Asks for a tick if something is unacknowledged and none is planned. Answers whether it did: then whoever keeps the
+    /// time must be told.
+    pub(crate) fn request_tick(&mut self, id: SessionId) -> bool {
         let Some(session) = self.sessions[id].as_mut() else { return false };
         let request = !session.ticking && session.cache.unacked() > 0;
         session.ticking |= request;
+        session.tick_requested |= request;
         request
     }
 
-    /// When [`SourceCore::handle_timeout`] is due.
-    pub(crate) fn poll_timeout(&self, id: SessionId) -> Option<Instant> {
-        self.sessions[id].as_ref()?.timer.next_tick()
+    /// When [`SourceCore::handle_timeout`] is due; `now` if a tick was asked for.
+    pub(crate) fn poll_timeout(&self, id: SessionId, now: Instant) -> Option<Instant> {
+        let session = self.sessions[id].as_ref()?;
+        if session.tick_requested { Some(now) } else { session.timer.next_tick() }
     }
 
     /// S7: makes wait again what is due. `written` and `released` are how far the ring was written and how far the
     /// destination has consumed it.
     pub(crate) fn handle_timeout(&mut self, id: SessionId, now: Instant, written: u64, released: u64) {
         let Some(session) = self.sessions[id].as_mut() else { return };
+        session.tick_requested = false;
         let next_ordinal = session.cache.next_ordinal();
         if session.cache.unacked() == 0 {
             session.timer.clear(next_ordinal);
@@ -264,6 +271,12 @@ impl SourceCore {
         session.resend_due(now, released, &self.policy, &self.store);
         session.ticking = session.timer.scanned() < next_ordinal;
         session.timer.finish_tick(now, next_ordinal, written, session.ticking, &self.policy);
+    }
+
+    /// Whether a destination has yet to be sent the newest change of an item.
+    pub(crate) fn is_waiting(&self, item: ItemId) -> bool {
+        let entry = EntryId::item(item);
+        self.sessions.iter().flatten().any(|session| session.cache.entry(entry).is_waiting())
     }
 
     pub(crate) fn session_state(&self, id: SessionId) -> Option<SessionState> {
