@@ -191,8 +191,12 @@ impl DestinationCore {
         let applied = match frame.payload {
             Payload::Table { name } => self.handle_table(frame.table, name),
             payload => {
-                // A table without a name: its announcement is missing. It comes again, and so does this.
-                let Some(&Some(at)) = link.tables.get(usize::from(frame.table)) else { return Ok(()) };
+                // A table without a name: its announcement is missing. It comes again, and so does this, which counts
+                // as missing until then.
+                let Some(&Some(at)) = link.tables.get(usize::from(frame.table)) else {
+                    link.last_gap = Some(frame.ordinal);
+                    return Ok(());
+                };
                 match payload {
                     Payload::Set { opcode, value, created } => {
                         self.handle_set(at, opcode, value, frame.change, created, &mut handler)
