@@ -7,14 +7,14 @@
 //! The words: a *link* is one attachment of one destination; an *ordinal* is a record's place in the change ring of its
 //! link, counted from 0; a *change number* is a change's place in the life of its source.
 
-mod cache;
+pub(crate) mod cache;
 pub(crate) mod destination;
 mod replay;
 mod resend;
 #[cfg(test)]
 mod sim;
 pub(crate) mod source;
-mod store;
+pub(crate) mod store;
 
 pub use resend::ResendPolicy;
 

@@ -1,0 +1,493 @@
+//! The public face of a destination.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::link::LinkError;
+use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
+use crate::link::incoming::IncomingLink;
+use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
+use crate::link::rendezvous::watch::SourceWatch;
+use crate::link::rendezvous::{self, ConnectError};
+use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
+use crate::sys::fork::Creator;
+use crate::sys::poll::{Interest, PollSet};
+use crate::sys::process;
+
+/// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
+///
+/// A destination has no thread: it works within the calls of `recv` and its kin. It attaches by itself, as soon as there is
+/// a source of that name, and again after a loss; each time it gets the full state and then, per table, an
+/// [`Event::Synced`]. It remembers the opcodes (not the values) that it has handed over, so that it can tell what is gone.
+///
+/// ```no_run
+/// use shmirror::{Destination, Event};
+/// # struct Fib;
+/// # impl Fib {
+/// #     fn install(&self, _: &shmirror::Opcode, _: &[u8]) -> std::io::Result<()> { Ok(()) }
+/// #     fn withdraw(&self, _: &shmirror::Opcode) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # let fib = Fib;
+/// let mut destination = Destination::connect("routes")?;
+/// loop {
+///     destination.recv(|event| {
+///         match event {
+///             Event::Set { opcode, value, .. } => fib.install(opcode, value)?, // an error: comes again
+///             Event::Removed { opcode, .. } => fib.withdraw(opcode)?,
+///             _ => {}
+///         }
+///         Ok(())
+///     })?;
+/// }
+/// # #[allow(unreachable_code)]
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Destination {
+    place: Place,
+    wait: Wait,
+    allowed: AllowedUsers,
+    incarnation: u64,
+    creator: Creator,
+    core: DestinationCore,
+    attachment: Attachment,
+    retry: Retry,
+    set: PollSet,
+    /// When it was last seen that the source lives; `None` when there is reason to look.
+    source_seen: Option<Instant>,
+    last_failure: Option<String>,
+}
+
+/// How a [`Destination`] or a [`Replica`](crate::Replica) is made. Every option has a default.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct DestinationOptions {
+    runtime_dir: Option<PathBuf>,
+    wait: Wait,
+    allowed_users: Vec<u32>,
+}
+
+/// How a destination waits for its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wait {
+    /// Sleeps; the source rings. For everyone with other things to do on the cpu.
+    #[default]
+    Block,
+    /// Looks at the ring again and again: the latency of a cache-line transfer, for a cpu of its own.
+    Spin,
+}
+
+#[derive(Debug)]
+enum Attachment {
+    /// Looking for the source; with a watch unless the system has none left.
+    Detached(Option<SourceWatch>),
+    Greeting(Box<Greeting>),
+    Attached(Box<IncomingLink>),
+}
+
+/// When to look for the source again.
+#[derive(Debug)]
+struct Retry {
+    at: Instant,
+    pause: Duration,
+}
+
+/// The most records of one call.
+const RECORDS_PER_CALL: usize = 1024;
+/// How often a destination that is kept busy or spins looks whether its source lives.
+const SOURCE_CHECK: Duration = Duration::from_millis(1);
+/// How often an empty ring is looked at before anything else is.
+const SPINS: usize = 256;
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_MOST: Duration = Duration::from_secs(1);
+
+impl Destination {
+    /// A destination of the source of that name, with the default options. Waits for no one: a source that is not there
+    /// yet is an event that comes later.
+    ///
+    /// # Errors
+    /// See [`ConnectionError`].
+    pub fn connect(name: &str) -> Result<Destination, ConnectionError> {
+        Destination::options().connect(name)
+    }
+
+    /// Options to connect with.
+    pub fn options() -> DestinationOptions {
+        DestinationOptions::default()
+    }
+
+    /// Waits for events, hands them over and acknowledges those that were applied. Answers how many records it took in,
+    /// at most 1024.
+    ///
+    /// The handler's error, or a panic in it, means: not applied. That change comes again, with its newest value; others
+    /// are not held up.
+    ///
+    /// # Errors
+    /// [`RecvError`]. The destination is still good: the next call goes on, and attaches again if need be.
+    pub fn recv(&mut self, handler: impl FnMut(Event<'_>) -> HandlerResult) -> Result<usize, RecvError> {
+        self.recv_until(None, handler)
+    }
+
+    /// As [`Destination::recv`], but waits no longer than `timeout`; then it answers 0.
+    ///
+    /// # Errors
+    /// See [`Destination::recv`].
+    pub fn recv_timeout(
+        &mut self,
+        timeout: Duration,
+        handler: impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
+        self.recv_until(Some(Instant::now() + timeout), handler)
+    }
+
+    /// As [`Destination::recv`], but does not wait at all.
+    ///
+    /// # Errors
+    /// See [`Destination::recv`].
+    pub fn try_recv(
+        &mut self,
+        mut handler: impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
+        self.check_process()?;
+        self.dispatch(&mut handler)
+    }
+
+    /// Whether a link to a source stands.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.attachment, Attachment::Attached(_))
+    }
+
+    /// Whether the table's end marker was applied on the present link.
+    pub fn is_synced(&self, table: &str) -> bool {
+        self.core.is_synced(table)
+    }
+
+    /// Whether every table that the source has announced is synced, and there is at least one.
+    pub fn is_all_synced(&self) -> bool {
+        self.core.is_all_synced()
+    }
+
+    /// What the destination counts.
+    pub fn stats(&self) -> DestinationStats {
+        self.core.stats()
+    }
+
+    /// The last event that the handler did not apply, and why.
+    pub fn last_failure(&self) -> Option<&str> {
+        self.last_failure.as_deref()
+    }
+
+    pub(crate) fn core(&self) -> &DestinationCore {
+        &self.core
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(crate) fn recv_until(
+        &mut self,
+        deadline: Option<Instant>,
+        mut handler: impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
+        self.check_process()?;
+        loop {
+            let received = self.dispatch(&mut handler)?;
+            if received > 0 {
+                return Ok(received);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(0);
+            }
+            if let Err(error) = self.wait(deadline) {
+                return Err(self.lose_link(error, &mut handler));
+            }
+        }
+    }
+
+    fn check_process(&self) -> Result<(), RecvError> {
+        if self.creator.is_here() { Ok(()) } else { Err(RecvError::Forked) }
+    }
+
+    /// Does what can be done without waiting.
+    fn dispatch(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) -> Result<usize, RecvError> {
+        match &mut self.attachment {
+            Attachment::Attached(link) => {
+                let last_failure = &mut self.last_failure;
+                let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
+                match link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
+                    Ok(0) => self.check_source(handler),
+                    Ok(received) => Ok(received),
+                    Err(error) => Err(self.lose_link(error, handler)),
+                }
+            }
+            Attachment::Detached(watch) => {
+                let appeared = match watch.as_mut().map(SourceWatch::drain) {
+                    Some(Ok(appeared)) => appeared,
+                    Some(Err(_)) | None => false, // the retry finds it, too
+                };
+                if !appeared && Instant::now() < self.retry.at {
+                    return Ok(0);
+                }
+                self.look_for_source()?;
+                Ok(0)
+            }
+            Attachment::Greeting(_) => self.finish_greeting(handler),
+        }
+    }
+
+    /// With an empty ring: notices the source's death.
+    fn check_source(
+        &mut self,
+        handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
+        let Attachment::Attached(link) = &mut self.attachment else { return Ok(0) };
+        if self.source_seen.is_some_and(|seen| seen.elapsed() < SOURCE_CHECK) {
+            return Ok(0);
+        }
+        self.source_seen = Some(Instant::now());
+        match link.is_source_gone(&mut self.set) {
+            Ok(false) => Ok(0),
+            Ok(true) => {
+                // What it published before it died is still to be applied.
+                let last_failure = &mut self.last_failure;
+                let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
+                if let Ok(received @ 1..) = link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
+                    self.source_seen = None;
+                    return Ok(received);
+                }
+                self.detach(handler);
+                self.retry = Retry { at: Instant::now(), pause: RETRY_FIRST };
+                Ok(1)
+            }
+            Err(error) => Err(self.lose_link(error, handler)),
+        }
+    }
+
+    fn look_for_source(&mut self) -> Result<(), RecvError> {
+        let Attachment::Detached(watch) = &mut self.attachment else { return Ok(()) };
+        // Watching first, so that a source that appears in between is not missed. Without a watch the retry must do.
+        if watch.is_none() {
+            *watch = SourceWatch::new(&self.place).ok();
+        }
+        let watched = watch.is_some();
+        match rendezvous::connect(&self.place) {
+            Ok(socket) => match Greeting::start(socket, self.incarnation, &self.allowed) {
+                Ok(greeting) => {
+                    self.attachment = Attachment::Greeting(Box::new(greeting));
+                    Ok(())
+                }
+                // It died between our connecting and our first word.
+                Err(GreetingError::HungUp) => {
+                    self.retry.later();
+                    Ok(())
+                }
+                Err(error) => {
+                    self.retry.later();
+                    Err(error.into())
+                }
+            },
+            Err(ConnectError::Busy { .. }) => {
+                self.retry.later();
+                Ok(())
+            }
+            Err(ConnectError::NoSource { .. }) => {
+                let pause = if watched { RETRY_MOST } else { RETRY_FIRST };
+                self.retry = Retry { at: Instant::now() + pause, pause: RETRY_FIRST };
+                Ok(())
+            }
+            Err(error) => {
+                self.retry.later();
+                Err(error.into())
+            }
+        }
+    }
+
+    fn finish_greeting(
+        &mut self,
+        handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
+        let Attachment::Greeting(greeting) =
+            std::mem::replace(&mut self.attachment, Attachment::Detached(None))
+        else {
+            unreachable!("called while greeting");
+        };
+        match greeting.finish() {
+            Ok(Err(greeting)) => {
+                self.attachment = Attachment::Greeting(Box::new(greeting));
+                Ok(0)
+            }
+            Ok(Ok(Attached { link, epoch, pid })) => {
+                self.attachment = Attachment::Attached(Box::new(link));
+                self.retry.pause = RETRY_FIRST;
+                let restarted = self.core.attach(epoch);
+                let event = Event::SourceFound { pid: pid.unsigned_abs(), restarted };
+                hand_over(event, handler, &mut self.last_failure);
+                Ok(1)
+            }
+            Err(GreetingError::HungUp) => {
+                self.retry.later();
+                Ok(0)
+            }
+            Err(error) => {
+                self.retry.later();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Gives the link up: the next calls attach afresh.
+    fn lose_link(
+        &mut self,
+        error: LinkError,
+        handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> RecvError {
+        self.detach(handler);
+        self.retry.later();
+        RecvError::Link(error)
+    }
+
+    fn detach(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) {
+        self.attachment = Attachment::Detached(None);
+        self.core.detach();
+        hand_over(Event::SourceLost, handler, &mut self.last_failure);
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), LinkError> {
+        let until = |other: Instant| Some(deadline.map_or(other, |deadline| deadline.min(other)));
+        match &mut self.attachment {
+            Attachment::Attached(link) if self.wait == Wait::Spin => link.spin(SPINS),
+            Attachment::Attached(link) => {
+                link.wait(&self.core, deadline, &mut self.set)?;
+                self.source_seen = None;
+                Ok(())
+            }
+            Attachment::Greeting(greeting) => {
+                self.set.clear();
+                self.set.watch(greeting.as_fd(), Interest::Read);
+                self.set.wait(until(greeting.deadline()))?;
+                Ok(())
+            }
+            Attachment::Detached(watch) => {
+                self.set.clear();
+                if let Some(watch) = watch {
+                    self.set.watch(watch.as_fd(), Interest::Read);
+                }
+                self.set.wait(until(self.retry.at))?;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl DestinationOptions {
+    /// Where sources are found; see [`SourceOptions::runtime_dir`](crate::SourceOptions::runtime_dir).
+    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(dir.into());
+        self
+    }
+
+    /// How to wait. Default: [`Wait::Block`].
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Accepts a source that runs as one of these users, besides our own and root.
+    pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
+        self.allowed_users.extend(users);
+        self
+    }
+
+    /// Makes the destination.
+    ///
+    /// # Errors
+    /// See [`ConnectionError`].
+    pub fn connect(self, name: &str) -> Result<Destination, ConnectionError> {
+        self.connect_keeping(name, false)
+    }
+
+    pub(crate) fn connect_keeping(
+        self,
+        name: &str,
+        keep_values: bool,
+    ) -> Result<Destination, ConnectionError> {
+        let now = Instant::now();
+        Ok(Destination {
+            place: Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?,
+            wait: self.wait,
+            allowed: AllowedUsers::new(&self.allowed_users),
+            incarnation: process::random_u64()?,
+            creator: Creator::here()?,
+            core: DestinationCore::new(keep_values),
+            attachment: Attachment::Detached(None),
+            retry: Retry { at: now, pause: RETRY_FIRST },
+            set: PollSet::new(),
+            source_seen: None,
+            last_failure: None,
+        })
+    }
+}
+
+impl Retry {
+    fn later(&mut self) {
+        self.at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_MOST);
+    }
+}
+
+/// Calls the handler; a panic is a failure of this event and of nothing else.
+fn hand_over(
+    event: Event<'_>,
+    handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    last_failure: &mut Option<String>,
+) -> bool {
+    let why = match catch_unwind(AssertUnwindSafe(|| handler(event))) {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the handler panicked".to_string(),
+    };
+    *last_failure = Some(match event {
+        Event::Set { table, opcode, seq, .. } => format!("set {opcode} in {table}, change {seq}: {why}"),
+        Event::Removed { table, opcode, seq } => format!("remove {opcode} from {table}, change {seq}: {why}"),
+        Event::Synced { table } => format!("end of the replay of {table}: {why}"),
+        Event::SourceLost | Event::SourceFound { .. } => format!("{event:?}: {why}"),
+    });
+    false
+}
+
+/// Why a destination cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The name cannot be one of a source.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The system has no memory or no random numbers.
+    #[error("the destination cannot be set up: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why nothing was received. The next call tries again, after a pause that grows up to a second.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// What lies under the source's name cannot be connected to.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The source and this destination did not come to terms.
+    #[error(transparent)]
+    Greeting(#[from] GreetingError),
+    /// The link broke.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The handle was made before a fork and is used in the child.
+    #[error("this handle belongs to the parent process; a forked child must make its own")]
+    Forked,
+}

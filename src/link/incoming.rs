@@ -1,0 +1,159 @@
+//! A link as its destination sees it: changes come in, acks go out.
+//!
+//! Invariants:
+//! 1. A record is copied out of the ring once, into private memory, before anything of it is looked at.
+//! 2. While the ack ring is full, acks merge in private memory; at their bound nothing more is consumed.
+//! 3. Records that the source published before it died are still applied: the rings outlive their maker.
+
+use std::time::Instant;
+
+use super::LinkError;
+use crate::proto::destination::{DestinationCore, Event};
+use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
+use crate::ring::{Consumer, Producer};
+use crate::sys::bell::{Bell, Ringer};
+use crate::sys::poll::{Interest, PollSet};
+use crate::sys::process::Pidfd;
+use crate::sys::socket::Socket;
+use std::os::fd::AsFd;
+
+#[derive(Debug)]
+pub(crate) struct IncomingLink {
+    /// Hangs up when the source dies.
+    socket: Socket,
+    pidfd: Pidfd,
+    /// The source rings it.
+    bell: Bell,
+    ringer: Ringer,
+    changes: Consumer<ConsumerMapping>,
+    acks: Producer<ProducerMapping>,
+    scratch: Vec<u8>,
+    /// The source was rung because the ack ring is full.
+    ack_ring_full: bool,
+}
+
+/// Acks and room go back to the source at least this often while there is more to receive.
+const RECORDS_PER_ACK: usize = 64;
+
+impl IncomingLink {
+    pub(crate) fn new(
+        (socket, pidfd): (Socket, Pidfd),
+        (bell, ringer): (Bell, Ringer),
+        changes: Consumer<ConsumerMapping>,
+        acks: Producer<ProducerMapping>,
+    ) -> IncomingLink {
+        IncomingLink { socket, pidfd, bell, ringer, changes, acks, scratch: Vec::new(), ack_ring_full: false }
+    }
+
+    /// Applies up to `most` records through the handler, acknowledges them and makes room. Answers how many it consumed.
+    pub(crate) fn receive(
+        &mut self,
+        core: &mut DestinationCore,
+        most: usize,
+        handler: &mut impl FnMut(Event<'_>) -> bool,
+    ) -> Result<usize, LinkError> {
+        let mut consumed = 0;
+        if self.ack_ring_full {
+            self.send_acks(core)?;
+        }
+        while consumed < most && !core.is_congested() {
+            let Some(record) = self.changes.try_read(&mut self.scratch)? else { break };
+            core.handle_record(record, &mut *handler)?;
+            consumed += 1;
+            if consumed.is_multiple_of(RECORDS_PER_ACK) {
+                self.send_acks(core)?;
+                self.changes.release();
+            }
+        }
+        if consumed > 0 {
+            self.send_acks(core)?;
+            self.changes.release();
+            if self.changes.producer_must_be_rung() {
+                self.ringer.ring()?;
+            }
+        }
+        Ok(consumed)
+    }
+
+    /// Sleeps until there is something to receive, the source is gone or the deadline has passed.
+    pub(crate) fn wait(
+        &mut self,
+        core: &DestinationCore,
+        deadline: Option<Instant>,
+        set: &mut PollSet,
+    ) -> Result<(), LinkError> {
+        self.changes.start_waiting();
+        let outcome = self.wait_rung(core, deadline, set);
+        self.changes.stop_waiting();
+        self.bell.clear()?;
+        outcome
+    }
+
+    /// Looks at an empty ring so many times, or until there is something to receive.
+    pub(crate) fn spin(&mut self, times: usize) -> Result<(), LinkError> {
+        for _ in 0..times {
+            if !self.changes.is_empty()? {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
+    /// Whether the source has hung up or died. Records may still be in the ring.
+    pub(crate) fn is_source_gone(&self, set: &mut PollSet) -> Result<bool, LinkError> {
+        set.clear();
+        let socket = set.watch(self.socket.as_fd(), Interest::HangUp);
+        let process = set.watch(self.pidfd.as_fd(), Interest::Read);
+        set.wait(Some(Instant::now()))?;
+        let socket = set.ready(socket);
+        Ok(socket.hung_up || socket.error || set.ready(process).any())
+    }
+
+    fn wait_rung(
+        &mut self,
+        core: &DestinationCore,
+        deadline: Option<Instant>,
+        set: &mut PollSet,
+    ) -> Result<(), LinkError> {
+        // Records that may not be consumed yet are no reason to stay awake: the source rings for room in the ack ring.
+        if !core.is_congested() && !self.changes.is_empty()? {
+            return Ok(());
+        }
+        if self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)? {
+            return Ok(());
+        }
+        set.clear();
+        set.watch(self.bell.as_fd(), Interest::Read);
+        set.watch(self.socket.as_fd(), Interest::HangUp);
+        set.watch(self.pidfd.as_fd(), Interest::Read);
+        set.wait(deadline)?;
+        Ok(())
+    }
+
+    fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
+        let was_full = std::mem::take(&mut self.ack_ring_full);
+        while let Some(ack) = core.poll_ack() {
+            let bytes = ack.encode();
+            if !self.acks.try_write(bytes.len(), |record| record.put(&bytes))? {
+                self.ack_ring_full = true;
+                break;
+            }
+            core.handle_ack_sent();
+        }
+        let published = self.acks.publish();
+        if self.ack_ring_full {
+            // The source drains when it is rung, and rings back when it has made room.
+            self.acks.start_waiting();
+            if !was_full {
+                self.ringer.ring()?;
+            }
+        } else if was_full {
+            self.acks.stop_waiting();
+        }
+        if published && self.acks.consumer_must_be_rung() {
+            self.ringer.ring()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! A link as its source sees it: changes go out, acks come in.
+//!
+//! Invariants:
+//! 1. Nothing here blocks. A full ring leaves the rest in the sync cache, and then the ring says that room is awaited.
+//! 2. What is written is published before anything returns.
+
+use super::LinkError;
+use crate::proto::ResendPolicy;
+use crate::proto::source::{SessionId, SourceCore};
+use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
+use crate::ring::{Consumer, Producer};
+use crate::source::DestinationId;
+use crate::sys::bell::{Bell, Ringer};
+use crate::sys::process::Pidfd;
+use crate::sys::socket::Socket;
+use crate::wire::Ack;
+
+/// The two rings of a link and the bell to ring.
+#[derive(Debug)]
+pub(crate) struct OutgoingLink {
+    pub(crate) session: SessionId,
+    pub(crate) id: DestinationId,
+    /// Hangs up when the destination dies.
+    pub(crate) socket: Socket,
+    pub(crate) pidfd: Pidfd,
+    /// The destination rings it.
+    pub(crate) bell: Bell,
+    /// Set when the link is to be closed.
+    pub(crate) failed: Option<LinkError>,
+    changes: Producer<ProducerMapping>,
+    acks: Consumer<ConsumerMapping>,
+    ringer: Ringer,
+    scratch: Vec<u8>,
+    /// The destination was told that room is awaited.
+    awaits_room: bool,
+    /// Frames sent since acks were last looked for.
+    sent_since_drain: u32,
+}
+
+/// Where [`OutgoingLink::pump`] stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// All that was to be sent is in the ring.
+    All,
+    /// The ring is full. The destination rings once it has made room.
+    Full,
+    /// There is more, and room.
+    Budget,
+}
+
+/// After so many frames a publisher looks for acks; the timer does in any case.
+const FRAMES_PER_DRAIN: u32 = 32;
+
+impl OutgoingLink {
+    pub(crate) fn new(
+        session: SessionId,
+        id: DestinationId,
+        (socket, pidfd): (Socket, Pidfd),
+        (bell, ringer): (Bell, Ringer),
+        changes: Producer<ProducerMapping>,
+        acks: Consumer<ConsumerMapping>,
+    ) -> OutgoingLink {
+        OutgoingLink {
+            session,
+            id,
+            socket,
+            pidfd,
+            bell,
+            failed: None,
+            changes,
+            acks,
+            ringer,
+            scratch: Vec::new(),
+            awaits_room: false,
+            sent_since_drain: 0,
+        }
+    }
+
+    /// Puts up to `budget` frames in the ring. If the link breaks, says so in `failed` and does nothing any more.
+    pub(crate) fn pump(&mut self, core: &mut SourceCore, policy: &ResendPolicy, budget: u32) -> Pumped {
+        if self.failed.is_some() {
+            return Pumped::All;
+        }
+        let drained =
+            if self.sent_since_drain >= FRAMES_PER_DRAIN { self.try_drain_acks(core) } else { Ok(()) };
+        let pumped = drained.and_then(|()| self.try_pump(core, policy, budget));
+        pumped.unwrap_or_else(|error| {
+            self.failed = Some(error);
+            Pumped::All
+        })
+    }
+
+    /// Takes in all acks that are there. If the link breaks, says so in `failed`.
+    pub(crate) fn drain_acks(&mut self, core: &mut SourceCore) {
+        if self.failed.is_none()
+            && let Err(error) = self.try_drain_acks(core)
+        {
+            self.failed = Some(error);
+        }
+    }
+
+    /// Asks the destination to ring when it acknowledges something, and takes in what it has acknowledged until then.
+    pub(crate) fn await_acks(&mut self, core: &mut SourceCore) {
+        self.acks.start_waiting();
+        self.drain_acks(core);
+    }
+
+    /// The destination has rung, or the source is awake anyway: it need not be rung.
+    pub(crate) fn handle_awake(&mut self) {
+        self.acks.stop_waiting();
+        self.changes.stop_waiting();
+        self.awaits_room = false;
+    }
+
+    /// How far the change ring was written, and how far the destination has consumed it.
+    pub(crate) fn positions(&mut self) -> Result<(u64, u64), LinkError> {
+        Ok((self.changes.written(), self.changes.released()?))
+    }
+
+    fn try_pump(
+        &mut self,
+        core: &mut SourceCore,
+        policy: &ResendPolicy,
+        budget: u32,
+    ) -> Result<Pumped, LinkError> {
+        let mut sent = 0;
+        let (mut entries, mut bytes) = (0, 0);
+        let pumped = loop {
+            if sent == budget {
+                break Pumped::Budget;
+            }
+            let Some(outgoing) = core.poll_frame(self.session) else { break Pumped::All };
+            let length = outgoing.frame.len_bytes();
+            if !self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
+                self.publish()?;
+                if self.awaits_room || !self.await_room(length)? {
+                    break Pumped::Full;
+                }
+                continue;
+            }
+            let entry = outgoing.entry;
+            core.handle_sent(self.session, entry);
+            sent += 1;
+            entries += 1;
+            bytes += length;
+            if entries >= policy.max_entries_per_message || bytes >= policy.max_bytes_per_message as usize {
+                self.publish()?;
+                (entries, bytes) = (0, 0);
+            }
+        };
+        self.publish()?;
+        self.sent_since_drain += sent;
+        Ok(pumped)
+    }
+
+    /// Makes a message of what is written, and rings the destination if it sleeps.
+    fn publish(&mut self) -> Result<(), LinkError> {
+        if self.changes.publish() && self.changes.consumer_must_be_rung() {
+            self.ringer.ring()?;
+        }
+        Ok(())
+    }
+
+    /// Says that room is awaited; `true` if there is room after all.
+    fn await_room(&mut self, length: usize) -> Result<bool, LinkError> {
+        self.changes.start_waiting();
+        self.awaits_room = true;
+        if !self.changes.has_room_for(length)? {
+            return Ok(false);
+        }
+        self.changes.stop_waiting();
+        self.awaits_room = false;
+        Ok(true)
+    }
+
+    fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
+        self.sent_since_drain = 0;
+        while let Some(record) = self.acks.try_read(&mut self.scratch)? {
+            core.handle_ack(self.session, Ack::decode(record)?)?;
+        }
+        if self.acks.release() && self.acks.producer_must_be_rung() {
+            self.ringer.ring()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,337 @@
+//! The source's timer thread: takes destinations in, sends again what is due, makes use of room, notices deaths.
+//!
+//! Publishers do the sending themselves, under the same lock; this thread does what no publisher is there for. It sleeps
+//! in one `ppoll` on everything that can happen, until the next resend is due; with nothing unacknowledged it does not
+//! wake. It holds the lock for one link at a time and for a bounded number of frames.
+//!
+//! Invariants:
+//! 1. Only this thread takes links in and out; a publisher that finds one broken marks it and wakes this thread.
+//! 2. A session of the protocol core and its link exist together.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::greeting::{GREETING_TIMEOUT, GreetingError, Host, Welcomed};
+use super::outgoing::{OutgoingLink, Pumped};
+use super::rendezvous::bind::SourceListener;
+use crate::proto::ResendPolicy;
+use crate::proto::source::{MAX_FLUSHES, SessionId, SourceCore};
+use crate::sys::poll::{Interest, PollSet};
+use crate::sys::socket::Socket;
+use crate::sys::wake::Wake;
+
+/// What the publishers and the timer thread share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Told when acks came or a destination went while a flush waits.
+    flushed: Condvar,
+    pub(crate) wake: Wake,
+    pub(crate) policy: ResendPolicy,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) core: SourceCore,
+    /// By session.
+    pub(crate) links: Vec<Option<OutgoingLink>>,
+    /// A bit for each flush that waits.
+    flushes: u16,
+    closing: bool,
+    pub(crate) counters: ServiceCounters,
+}
+
+/// What the timer thread counts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServiceCounters {
+    pub(crate) attached: u64,
+    pub(crate) refused: u64,
+    pub(crate) broken: u64,
+    /// Why the last destination was refused or its link was closed.
+    pub(crate) last_error: Option<String>,
+}
+
+/// Frames that a publisher sends at most before it returns, its own change among them.
+const FRAMES_PER_PUBLISH: u32 = 32;
+/// Frames that the timer thread sends on one link before it lets others have the lock.
+const FRAMES_PER_TURN: u32 = 1024;
+/// Connections that have not said hello yet; more wait in the socket's queue.
+const MAX_STRANGERS: usize = 64;
+/// How long to leave the listener alone when no descriptors are left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+impl Shared {
+    pub(crate) fn new(core: SourceCore, policy: ResendPolicy, wake: Wake) -> Shared {
+        let state = State {
+            core,
+            links: Vec::new(),
+            flushes: 0,
+            closing: false,
+            counters: ServiceCounters::default(),
+        };
+        Shared { state: Mutex::new(state), flushed: Condvar::new(), wake, policy }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock is a broken invariant of ours; the publisher that it hit has told its own thread.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what the caller has just changed, as far as there is room.
+    pub(crate) fn publish(&self, state: &mut State) {
+        let State { core, links, .. } = state;
+        let mut wake = false;
+        for link in links.iter_mut().flatten() {
+            let pumped = link.pump(core, &self.policy, FRAMES_PER_PUBLISH);
+            wake |= link.failed.is_some() || pumped == Pumped::Budget || core.request_tick(link.session);
+        }
+        if wake {
+            self.wake.wake();
+        }
+    }
+
+    /// Tells the timer thread to end.
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.wake.wake();
+        self.flushed.notify_all();
+    }
+
+    /// Waits for acks, or for the deadline; a wake-up without either is possible.
+    pub(crate) fn wait_flushed<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        deadline: Instant,
+    ) -> MutexGuard<'a, State> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.flushed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl State {
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Begins a flush of all that is attached; `None` if too many are waiting.
+    pub(crate) fn start_flush(&mut self) -> Option<usize> {
+        let flush = self.flushes.trailing_ones() as usize;
+        if flush == MAX_FLUSHES {
+            return None;
+        }
+        self.flushes |= 1 << flush;
+        self.core.start_flush(flush);
+        Some(flush)
+    }
+
+    pub(crate) fn end_flush(&mut self, flush: usize) {
+        self.core.end_flush(flush);
+        self.flushes &= !(1 << flush);
+    }
+
+    /// Takes in the acks of every destination.
+    pub(crate) fn drain_acks(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            link.drain_acks(&mut self.core);
+        }
+    }
+
+    /// As [`State::drain_acks`], and has each destination ring when it acknowledges more.
+    pub(crate) fn await_acks(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            link.await_acks(&mut self.core);
+        }
+    }
+
+    fn add_link(&mut self, welcomed: Welcomed, socket: Socket) {
+        let session = self.core.attach();
+        self.counters.attached += 1;
+        let link = welcomed.into_link(session, self.counters.attached, socket);
+        if self.links.len() <= session {
+            self.links.resize_with(session + 1, || None);
+        }
+        self.links[session] = Some(link);
+    }
+
+    fn drop_all_links(&mut self) {
+        for session in 0..self.links.len() {
+            self.drop_link(session, None);
+        }
+    }
+
+    fn drop_link(&mut self, session: SessionId, why: Option<String>) {
+        if let Some(why) = why {
+            self.counters.broken += 1;
+            self.counters.last_error = Some(why);
+        }
+        self.links[session] = None;
+        self.core.detach(session);
+    }
+}
+
+/// The timer thread's own things.
+pub(crate) struct Service {
+    shared: Arc<Shared>,
+    host: Host,
+    listener: SourceListener,
+    /// Connections that have not said hello.
+    strangers: Vec<(Socket, Instant)>,
+    set: PollSet,
+    /// Not before then is the listener looked at.
+    accept_from: Option<Instant>,
+}
+
+/// Where in the poll set a link's descriptors are.
+struct Watched {
+    session: SessionId,
+    /// The first of three: bell, socket, process.
+    at: usize,
+}
+
+impl Service {
+    pub(crate) fn new(shared: Arc<Shared>, host: Host, listener: SourceListener) -> Service {
+        Service { shared, host, listener, strangers: Vec::new(), set: PollSet::new(), accept_from: None }
+    }
+
+    /// Runs until [`Shared::close`].
+    pub(crate) fn run(mut self) {
+        let mut more = false;
+        loop {
+            let Some((watched, deadline)) = self.watch() else {
+                // Tables may outlive the source, and must not keep its links alive.
+                return self.shared.lock().drop_all_links();
+            };
+            let deadline = if more { Some(Instant::now()) } else { deadline };
+            if let Err(error) = self.set.wait(deadline) {
+                // No memory or too many descriptors: both may pass, and the deadline still holds.
+                self.shared.lock().counters.last_error = Some(format!("waiting failed: {error}"));
+                std::thread::sleep(ACCEPT_RETRY);
+            }
+            self.shared.wake.clear();
+            more = false;
+            for link in watched {
+                more |= self.serve(&link);
+            }
+            self.greet();
+            self.accept();
+        }
+    }
+
+    /// Fills the poll set; `None` if the source is closing.
+    fn watch(&mut self) -> Option<(Vec<Watched>, Option<Instant>)> {
+        let now = Instant::now();
+        self.set.clear();
+        self.set.watch(self.shared.wake.as_fd(), Interest::Read);
+        let mut deadline = self.accept_from;
+        if self.accept_from.is_none() && self.strangers.len() < MAX_STRANGERS {
+            self.set.watch(self.listener.as_fd(), Interest::Read);
+        }
+        for (socket, since) in &self.strangers {
+            self.set.watch(socket.as_fd(), Interest::Read);
+            deadline = earlier(deadline, Some(*since + GREETING_TIMEOUT));
+        }
+        let state = self.shared.lock();
+        if state.closing {
+            return None;
+        }
+        let mut watched = Vec::new();
+        for link in state.links.iter().flatten() {
+            let at = self.set.watch(link.bell.as_fd(), Interest::Read);
+            self.set.watch(link.socket.as_fd(), Interest::Read);
+            self.set.watch(link.pidfd.as_fd(), Interest::Read);
+            watched.push(Watched { session: link.session, at });
+            let broken = link.failed.is_some().then_some(now);
+            deadline = earlier(deadline, earlier(broken, state.core.poll_timeout(link.session, now)));
+        }
+        Some((watched, deadline))
+    }
+
+    /// Does what is to be done on one link; answers whether there is more.
+    fn serve(&mut self, watched: &Watched) -> bool {
+        let rung = self.set.ready(watched.at).any();
+        let gone = self.set.ready(watched.at + 1).any() || self.set.ready(watched.at + 2).any();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        let Some(link) = state.links[watched.session].as_mut() else { return false };
+        let session = link.session;
+        link.handle_awake();
+        if rung && let Err(error) = link.bell.clear() {
+            link.failed = Some(error.into());
+        }
+        link.drain_acks(&mut state.core);
+        let now = Instant::now();
+        if state.core.poll_timeout(session, now).is_some_and(|due| due <= now) {
+            match link.positions() {
+                Ok((written, released)) => state.core.handle_timeout(session, now, written, released),
+                Err(error) => link.failed = Some(error),
+            }
+        }
+        let pumped = link.pump(&mut state.core, &self.shared.policy, FRAMES_PER_TURN);
+        state.core.request_tick(session);
+        if state.flushes != 0 {
+            link.await_acks(&mut state.core);
+        }
+        let broken = link.failed.as_ref().map(|error| format!("process {}: {error}", link.id.pid));
+        if gone || broken.is_some() {
+            state.drop_link(session, broken);
+        }
+        if state.flushes != 0 {
+            self.shared.flushed.notify_all();
+        }
+        pumped == Pumped::Budget && !gone
+    }
+
+    /// Answers those who have said hello.
+    fn greet(&mut self) {
+        for (socket, since) in std::mem::take(&mut self.strangers) {
+            let answer = match self.host.answer(&socket) {
+                Ok(None) if since.elapsed() >= GREETING_TIMEOUT => Err(GreetingError::TimedOut),
+                answer => answer,
+            };
+            match answer {
+                Ok(None) => self.strangers.push((socket, since)),
+                Ok(Some(welcomed)) => {
+                    let mut state = self.shared.lock();
+                    state.add_link(welcomed, socket);
+                    // The next turn sends it the first ring-full.
+                    self.shared.wake.wake();
+                }
+                Err(error) => {
+                    let mut state = self.shared.lock();
+                    state.counters.refused += 1;
+                    state.counters.last_error = Some(format!("a destination was not taken: {error}"));
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        self.accept_from = self.accept_from.filter(|from| *from > Instant::now());
+        if self.accept_from.is_some() {
+            return;
+        }
+        while self.strangers.len() < MAX_STRANGERS {
+            match self.listener.accept() {
+                Ok(None) => return,
+                Ok(Some(socket)) => {
+                    self.strangers.push((socket, Instant::now()));
+                    self.shared.wake.wake();
+                }
+                Err(error) => {
+                    self.accept_from = Some(Instant::now() + ACCEPT_RETRY);
+                    let mut state = self.shared.lock();
+                    state.counters.last_error = Some(format!("a destination could not be accepted: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,70 @@
+//! Data monitoring (S1): how a change of the application's data becomes a change of an item.
+//!
+//! The application says [`Table::set`] and [`Table::remove`], and a value that is equal to the one before is no change. Or
+//! it takes a value out with [`Table::edit`], changes it in place, and the guard sees at its end whether it has changed.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::opcode::Opcode;
+use crate::source::{Sent, SetError, Table};
+
+/// A copy of an item's value, published when the guard is dropped if it differs from what the item had.
+///
+/// An item changed by others meanwhile gets the guard's value: the last write wins, as with [`Table::set`].
+#[derive(Debug)]
+pub struct EditGuard<'a> {
+    table: &'a Table,
+    opcode: Opcode,
+    before: Option<Vec<u8>>,
+    value: Vec<u8>,
+    published: bool,
+}
+
+impl<'a> EditGuard<'a> {
+    pub(crate) fn new(table: &'a Table, opcode: Opcode, before: Option<Vec<u8>>) -> EditGuard<'a> {
+        let value = before.clone().unwrap_or_default();
+        EditGuard { table, opcode, before, value, published: false }
+    }
+
+    /// Publishes now, and says what became of it. A drop does the same, and an error then shows in
+    /// [`SourceStats::last_error`](crate::SourceStats::last_error).
+    ///
+    /// # Errors
+    /// See [`Table::set`].
+    pub fn publish(mut self) -> Result<Sent, SetError> {
+        self.publish_if_changed()
+    }
+
+    fn publish_if_changed(&mut self) -> Result<Sent, SetError> {
+        self.published = true;
+        // An item that was not there and is still empty was not touched.
+        if self.before.as_deref().unwrap_or_default() == self.value {
+            return Ok(Sent::Unchanged);
+        }
+        self.table.set(&self.opcode, &self.value)
+    }
+}
+
+impl Deref for EditGuard<'_> {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.value
+    }
+}
+
+impl DerefMut for EditGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.value
+    }
+}
+
+impl Drop for EditGuard<'_> {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(error) = self.publish_if_changed()
+        {
+            self.table.report(&error);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The bytes of a region: where each word lies, and the header that says what it is.
+//!
+//! ```text
+//!    0 ┌───────────────────────────────────────────────────────────────────────┐
+//!      │ magic u64 │ version u32 │ kind u32 │ ring bytes u64 │ identity u64     │ once, magic last
+//!  128 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ tail u64            of the ring that the creator produces into        │ every batch
+//!  256 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ head u64            of the ring that the creator consumes from        │ every batch
+//!  384 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ producer waits u64  of the ring that the creator produces into        │ around sleeps
+//!      │ consumer waits u64  of the ring that the creator consumes from        │ around sleeps
+//! 4096 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ data                of the ring that the creator produces into        │ every record
+//!      └───────────────────────────────────────────────────────────────────────┘ padded to a page
+//! ```
+//!
+//! Both regions of a link look like this, and only the creator writes either: one ring's cursors therefore
+//! lie in two regions. All integers have the host's byte order. Words that different threads poll at
+//! different times are 128 bytes apart, since processors fetch cache lines in pairs.
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// What a region is, as agreed in the handshake and repeated in its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Which of a link's two regions it is.
+    pub(crate) kind: Kind,
+    /// The size of the data: a power of two, from [`MIN_RING_BYTES`] to [`MAX_RING_BYTES`].
+    pub(crate) ring_bytes: u64,
+    /// The creator's life: a source's epoch, a destination's incarnation.
+    pub(crate) identity: u64,
+}
+
+/// Which of a link's two regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Created by the source: carries changes.
+    Change = 1,
+    /// Created by the destination: carries acks.
+    Ack = 2,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Change => "1 (change region)",
+            Kind::Ack => "2 (ack region)",
+        })
+    }
+}
+
+/// The header as it lies in memory, copied out once and not yet believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct RawHeader {
+    pub(super) magic: u64,
+    pub(super) version: u32,
+    pub(super) kind: u32,
+    pub(super) ring_bytes: u64,
+    pub(super) identity: u64,
+}
+
+/// The shared words of a region: two of the ring that its creator produces into, two of the one it consumes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// How far the creator has written the ring that it produces into.
+    Tail,
+    /// How far it has read the ring that it consumes from.
+    Head,
+    /// Not 0 while it waits for room, as a producer.
+    ProducerWaits,
+    /// Not 0 while it waits for records, as a consumer.
+    ConsumerWaits,
+}
+
+/// Where a word lies.
+pub(super) const fn offset_of(word: Word) -> usize {
+    match word {
+        Word::Tail => TAIL,
+        Word::Head => HEAD,
+        Word::ProducerWaits => PRODUCER_WAITS,
+        Word::ConsumerWaits => CONSUMER_WAITS,
+    }
+}
+
+/// Whether a ring may be that large.
+pub(crate) fn is_ring_size(ring_bytes: u64) -> bool {
+    ring_bytes.is_power_of_two() && (MIN_RING_BYTES..=MAX_RING_BYTES).contains(&ring_bytes)
+}
+
+/// The length of the region for a ring of an allowed size: a whole number of pages.
+pub(crate) fn region_bytes(ring_bytes: u64) -> u64 {
+    assert!(is_ring_size(ring_bytes), "ring_bytes {ring_bytes} was checked before");
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| u64::try_from(bytes).ok());
+    (DATA as u64 + ring_bytes).next_multiple_of(page.expect("every Linux tells its page size"))
+}
+
+/// `shmirror` on a little-endian host; anything else on a host of the other order.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"shmirror");
+
+/// Changes with every change of this file's picture.
+pub(super) const LAYOUT_VERSION: u32 = 1;
+
+/// The smallest ring: room for a few of the smallest records.
+pub(crate) const MIN_RING_BYTES: u64 = 256;
+/// The largest ring. Beyond it a slow destination is better served by the cache than by more memory.
+pub(crate) const MAX_RING_BYTES: u64 = 1 << 30;
+
+const FALSE_SHARING_BYTES: usize = 128;
+const WORD_BYTES: usize = size_of::<u64>();
+
+pub(super) const HEADER: usize = 0;
+pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();
+const TAIL: usize = HEADER + FALSE_SHARING_BYTES;
+const HEAD: usize = TAIL + FALSE_SHARING_BYTES;
+const PRODUCER_WAITS: usize = HEAD + FALSE_SHARING_BYTES;
+const CONSUMER_WAITS: usize = PRODUCER_WAITS + WORD_BYTES;
+pub(super) const DATA: usize = 4096;
+
+const _: () = assert!(HEADER_BYTES == 32);
+const _: () = assert!(std::mem::offset_of!(RawHeader, magic) == 0);
+const _: () = assert!(std::mem::offset_of!(RawHeader, identity) == 24);
+const _: () = assert!(HEADER + HEADER_BYTES <= TAIL);
+const _: () = assert!(TAIL == 128 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
+const _: () = assert!(CONSUMER_WAITS + WORD_BYTES <= DATA);
+const _: () = assert!(DATA.is_multiple_of(FALSE_SHARING_BYTES));
+const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes_are_powers_of_two_within_bounds() {
+        for good in [256, 4096, 1 << 20, 1 << 30] {
+            assert!(is_ring_size(good), "{good}");
+        }
+        for bad in [0, 1, 128, 255, 257, 3000, (1 << 20) + 1, 1 << 31, u64::MAX] {
+            assert!(!is_ring_size(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn region_is_whole_pages_and_holds_header_and_data() {
+        for ring_bytes in [256, 4096, 1 << 16, 1 << 20] {
+            let bytes = region_bytes(ring_bytes);
+            assert!(bytes >= 4096 + ring_bytes && bytes.is_multiple_of(4096), "{ring_bytes}: {bytes}");
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The two regions of a link: memory that one side writes and the other can only read.
+//!
+//! How it works: a side makes its [`OwnRegion`], maps it writable, seals it so that nobody ever can again,
+//! and passes the descriptor. The other side checks seals, length and allocation, maps it read-only as a
+//! [`PeerRegion`], copies the header once and checks that against the handshake. [`layout`] has the picture.
+//! A pair of them makes a [`ProducerMapping`](ring_memory::ProducerMapping) and a
+//! [`ConsumerMapping`](ring_memory::ConsumerMapping), over which the rings run.
+//!
+//! Invariants:
+//! 1. Offsets and sizes come from private memory only. After the header was checked nothing in a peer's
+//!    region is believed: cursors are distances for the ring to check, data are bytes for the wire to check.
+//! 2. No reference into shared memory is ever formed, except to an `AtomicU64` for the length of one access.
+//! 3. Every mapping is as long as the file, whose length is sealed: no access faults.
+//! 4. Words of a peer's region are read with Relaxed loads of 8 bytes, all that Rust guarantees on read-only
+//!    memory; who needs more adds a fence.
+//! 5. In a forked child nothing is mapped, and dropping a region there unmaps nothing. Whoever offers handles
+//!    to the application checks [`Creator::is_here`] first.
+//!
+//! Who may write what: each word of a region is stored by its creator's process, the data by the one
+//! [`ProducerMapping`](ring_memory::ProducerMapping) of the region ([`OwnRegion::claim_data`]).
+//!
+//! What it does not do: it does not publish. Data becomes visible by the ring's store to the tail, and its
+//! partner's load.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod layout;
+pub(crate) mod ring_memory;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use crate::sys::fork::{Creator, OwnFd};
+use crate::sys::memfd;
+use layout::{DATA, HEADER, HEADER_BYTES, Header, Kind, LAYOUT_VERSION, MAGIC, RawHeader, Word};
+
+/// A region that this process made: it alone writes here.
+#[derive(Debug)]
+pub(crate) struct OwnRegion {
+    map: Mapping,
+    fd: OwnFd,
+    /// Set once the data has its one writer.
+    data_claimed: AtomicBool,
+}
+
+/// A region that the peer made: it changes under us, and we cannot write to it.
+#[derive(Debug)]
+pub(crate) struct PeerRegion {
+    map: Mapping,
+}
+
+/// Why a region could not be made or accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// No ring can have this size.
+    #[error(
+        "ring_bytes is {found}, expected a power of two from {min} to {max}",
+        min = layout::MIN_RING_BYTES, max = layout::MAX_RING_BYTES
+    )]
+    RingBytes {
+        /// What was found.
+        found: u64,
+    },
+    /// Our own memory could not be made.
+    #[error(transparent)]
+    Create(#[from] memfd::CreateError),
+    /// The peer's memory cannot be trusted.
+    #[error(transparent)]
+    Check(#[from] memfd::CheckError),
+    /// The peer's memory is not a region, or not of a host like this one.
+    #[error("the peer's region starts with {found:#018x}, expected {expected:#018x}")]
+    Magic {
+        /// What was found.
+        found: u64,
+        /// What was expected.
+        expected: u64,
+    },
+    /// The peer was built with another layout.
+    #[error(
+        "the peer's region has layout version {found}, expected {expected}; \
+         use the same version of shmirror on both sides"
+    )]
+    Version {
+        /// What was found.
+        found: u32,
+        /// What was expected.
+        expected: u32,
+    },
+    /// The peer passed the wrong one of a link's regions.
+    #[error("the peer's region is of kind {found}, expected {expected}")]
+    Kind {
+        /// What was found.
+        found: u32,
+        /// What was expected.
+        expected: Kind,
+    },
+    /// The header contradicts the handshake.
+    #[error("the peer's region is for a ring of {found} bytes, expected {expected}")]
+    RingSize {
+        /// What was found.
+        found: u64,
+        /// What was expected.
+        expected: u64,
+    },
+    /// The region belongs to another life of the peer.
+    #[error("the peer's region has identity {found:#x}, expected {expected:#x}")]
+    Identity {
+        /// What was found.
+        found: u64,
+        /// What was expected.
+        expected: u64,
+    },
+    /// A system call failed.
+    #[error("{call} of a region failed")]
+    Os {
+        /// What was tried.
+        call: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl OwnRegion {
+    /// Makes a region: allocated, mapped, its pages present, its header written, sealed and ready to be
+    /// passed.
+    ///
+    /// # Errors
+    /// A size that no ring can have, or no memory, descriptors or address space for it.
+    pub(crate) fn create(header: Header) -> Result<OwnRegion, RegionError> {
+        if !layout::is_ring_size(header.ring_bytes) {
+            return Err(RegionError::RingBytes { found: header.ring_bytes });
+        }
+        let len = layout::region_bytes(header.ring_bytes);
+        let name = match header.kind {
+            Kind::Change => c"shmirror-change",
+            Kind::Ack => c"shmirror-ack",
+        };
+        let fd = OwnFd::new(memfd::create(name, len)?).map_err(os("registering"))?;
+        let map = Mapping::new(fd.as_fd(), len, header.ring_bytes, Access::Write)?;
+        memfd::seal_against_new_writers(fd.as_fd()).map_err(os("sealing"))?;
+        let region = OwnRegion { map, fd, data_claimed: AtomicBool::new(false) };
+        region.write_header(header);
+        Ok(region)
+    }
+
+    /// The descriptor to pass to the peer, which can only read through it.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    #[inline]
+    fn store(&self, word: Word, value: u64, order: Ordering) {
+        self.word(word).store(value, order);
+    }
+
+    /// Makes the caller the one writer of the data.
+    ///
+    /// # Panics
+    /// There is one already.
+    fn claim_data(&self) {
+        // Relaxed: it guards against a mistake and publishes nothing
+        let claimed = self.data_claimed.swap(true, Ordering::Relaxed);
+        assert!(!claimed, "a region's data has one writer, and it was claimed before");
+    }
+
+    /// Copies into the data.
+    ///
+    /// # Safety
+    /// The caller is the one writer of the data ([`OwnRegion::claim_data`]), and does not write from two
+    /// threads at once.
+    #[inline]
+    unsafe fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        let to = self.map.data(offset, bytes.len());
+        // SAFETY: `data` checked that the target lies within the mapping, which is writable; private bytes
+        // cannot overlap it; and no one else in this process touches the data, as the caller promises.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    #[inline]
+    fn word(&self, word: Word) -> &AtomicU64 {
+        let at = self.map.at(layout::offset_of(word));
+        // SAFETY: in bounds and aligned by the layout's constants, mapped for as long as `self` lives, and
+        // accessed by atomics only.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+    }
+
+    fn write_header(&self, header: Header) {
+        let raw = RawHeader {
+            magic: 0,
+            version: LAYOUT_VERSION,
+            kind: header.kind as u32,
+            ring_bytes: header.ring_bytes,
+            identity: header.identity,
+        };
+        // SAFETY: the header lies within the mapping, which is writable and which nobody else knows yet.
+        unsafe { ptr::write(self.map.at(HEADER).cast(), raw) };
+        // SAFETY: in bounds and aligned, and from now on accessed by atomics or by the peer's copy.
+        let magic = unsafe { AtomicU64::from_ptr(self.map.at(HEADER).cast()) };
+        // Release: publishes the header; its partner is the fence in `PeerRegion::copy_header`
+        magic.store(MAGIC, Ordering::Release);
+    }
+}
+
+impl PeerRegion {
+    /// Accepts the region that a peer passed, if it is what the handshake announced as `expected`.
+    ///
+    /// `max_ring_bytes` is what this side is willing to map.
+    ///
+    /// # Errors
+    /// [`RegionError`], with what was found and what was expected. The descriptor is closed then.
+    pub(crate) fn open(
+        fd: OwnedFd,
+        expected: Header,
+        max_ring_bytes: u64,
+    ) -> Result<PeerRegion, RegionError> {
+        for size in [expected.ring_bytes, max_ring_bytes] {
+            if !layout::is_ring_size(size) {
+                return Err(RegionError::RingBytes { found: size });
+            }
+        }
+        let len = layout::region_bytes(expected.ring_bytes);
+        memfd::check(fd.as_fd(), len, layout::region_bytes(max_ring_bytes))?;
+        let map = Mapping::new(fd.as_fd(), len, expected.ring_bytes, Access::Read)?;
+        let region = PeerRegion { map };
+        check_header(region.copy_header(), expected)?;
+        Ok(region)
+    }
+
+    /// Reads a word, with a Relaxed load. A fence after it makes it an acquiring one.
+    #[inline]
+    fn load(&self, word: Word) -> u64 {
+        let at = self.map.at(layout::offset_of(word));
+        // SAFETY: in bounds and aligned by the layout's constants, and mapped; read-only memory allows
+        // Relaxed loads of 8 bytes on 64-bit targets, and no other access is made.
+        let word = unsafe { AtomicU64::from_ptr(at.cast()) };
+        // Relaxed: all that read-only memory allows
+        word.load(Ordering::Relaxed)
+    }
+
+    /// Copies out of the data: any bytes at all, if the peer misbehaves.
+    #[inline]
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        let from = self.map.data(offset, into.len());
+        // SAFETY: `data` checked that the source lies within the mapping; private bytes cannot overlap it.
+        // Only a peer that breaks the protocol writes there meanwhile, and any byte is a value.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    fn copy_header(&self) -> RawHeader {
+        // SAFETY: as in `load`.
+        let magic = unsafe { AtomicU64::from_ptr(self.map.at(HEADER).cast()) };
+        // Relaxed: the fence below completes it
+        let magic = magic.load(Ordering::Relaxed);
+        // Acquire: the rest of the header is at least as new as the magic; its partner is the store in
+        // `OwnRegion::write_header`
+        fence(Ordering::Acquire);
+        let mut raw = RawHeader { magic: 0, version: 0, kind: 0, ring_bytes: 0, identity: 0 };
+        let from = self.map.at(HEADER);
+        // SAFETY: the header lies within the mapping, the target is private and as long, and any bytes are a
+        // value.
+        unsafe { ptr::copy_nonoverlapping(from, (&raw mut raw).cast(), HEADER_BYTES) };
+        RawHeader { magic, ..raw }
+    }
+}
+
+fn check_header(found: RawHeader, expected: Header) -> Result<(), RegionError> {
+    if found.magic != MAGIC {
+        return Err(RegionError::Magic { found: found.magic, expected: MAGIC });
+    }
+    if found.version != LAYOUT_VERSION {
+        return Err(RegionError::Version { found: found.version, expected: LAYOUT_VERSION });
+    }
+    if found.kind != expected.kind as u32 {
+        return Err(RegionError::Kind { found: found.kind, expected: expected.kind });
+    }
+    if found.ring_bytes != expected.ring_bytes {
+        return Err(RegionError::RingSize { found: found.ring_bytes, expected: expected.ring_bytes });
+    }
+    if found.identity != expected.identity {
+        return Err(RegionError::Identity { found: found.identity, expected: expected.identity });
+    }
+    Ok(())
+}
+
+/// A mapped region, and the private copy of its geometry.
+#[derive(Debug)]
+struct Mapping {
+    map: ManuallyDrop<MmapRaw>,
+    ring_bytes: usize,
+    creator: Creator,
+}
+
+enum Access {
+    Read,
+    Write,
+}
+
+impl Mapping {
+    /// Maps all `len` bytes, their pages present, absent in forked children. Their number was checked against
+    /// the file.
+    fn new(fd: BorrowedFd<'_>, len: u64, ring_bytes: u64, access: Access) -> Result<Mapping, RegionError> {
+        let creator = Creator::here().map_err(os("registering"))?;
+        let mut options = MmapOptions::new();
+        options.len(len as usize).populate();
+        let map = match access {
+            Access::Read => options.map_raw_read_only(fd.as_raw_fd()),
+            Access::Write => options.map_raw(fd.as_raw_fd()),
+        };
+        let map = map.map_err(os("mapping"))?;
+        map.advise(Advice::DontFork).map_err(os("MADV_DONTFORK"))?;
+        assert!(DATA as u64 + ring_bytes <= len, "the data lies within the mapping");
+        Ok(Mapping { map: ManuallyDrop::new(map), ring_bytes: ring_bytes as usize, creator })
+    }
+
+    /// A place in the words or the header, by one of the layout's constants.
+    #[inline]
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(self.creator.is_here(), "a region was used in a forked child");
+        debug_assert!(offset < DATA);
+        // SAFETY: every mapping is longer than `DATA`, as `new` checked, and the layout's constants lie below
+        // it.
+        unsafe { self.map.as_mut_ptr().add(offset) }
+    }
+
+    /// A place in the data, with room for `len` bytes after it.
+    #[inline]
+    fn data(&self, offset: usize, len: usize) -> *mut u8 {
+        debug_assert!(self.creator.is_here(), "a region was used in a forked child");
+        let capacity = self.ring_bytes;
+        assert!(
+            len <= capacity && offset <= capacity - len,
+            "{len} bytes at {offset} do not lie within {capacity} bytes of data"
+        );
+        // SAFETY: `new` checked that `DATA` and `ring_bytes` after it lie within the mapping.
+        unsafe { self.map.as_mut_ptr().add(DATA + offset) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if !self.creator.is_this_process() {
+            return; // not mapped here, and the address may be another's
+        }
+        // SAFETY: `drop` runs once, and nothing uses the field after it.
+        unsafe { ManuallyDrop::drop(&mut self.map) }
+    }
+}
+
+fn os(call: &'static str) -> impl FnOnce(io::Error) -> RegionError {
+    move |source| RegionError::Os { call, source }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,212 @@
+//! The reading end.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use super::error::RingError;
+use super::handshake::Handshake;
+use super::layout::{Geometry, HEADER_BYTES, Header, is_aligned, record_bytes};
+use super::memory::{ConsumerMemory, Word};
+
+/// The reading end of a ring.
+///
+/// Records are copied out by [`try_read`](Self::try_read), and [`release`](Self::release) gives their room
+/// back; then [`producer_must_be_rung`](Self::producer_must_be_rung) says whether the producer sleeps. When
+/// the ring is empty: release, [`start_waiting`](Self::start_waiting), check [`is_empty`](Self::is_empty)
+/// once more, sleep, [`stop_waiting`](Self::stop_waiting), read again.
+#[derive(Debug)]
+pub(crate) struct Consumer<M> {
+    memory: M,
+    geometry: Geometry,
+    /// Where the next record begins. The only true copy, never read back.
+    position: u64,
+    /// What the head in shared memory says; behind `position` until the next release.
+    released: u64,
+    /// The producer's tail as last seen, checked; the true one may be further on.
+    tail: u64,
+    handshake: Handshake,
+}
+
+impl<M: ConsumerMemory> Consumer<M> {
+    /// The reading end of a fresh ring, whose words are all zero.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is no power of two or out of bounds.
+    pub(crate) fn new(memory: M, capacity: u64) -> Self {
+        Self::at(memory, capacity, 0)
+    }
+
+    /// The reading end of a fresh ring that begins at `position`, as both cursors in shared memory must.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is no power of two or out of bounds, or `position` no multiple of 8.
+    pub(crate) fn at(memory: M, capacity: u64, position: u64) -> Self {
+        assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
+        Self {
+            memory,
+            geometry: Geometry::new(capacity),
+            position,
+            released: position,
+            tail: position,
+            handshake: Handshake::default(),
+        }
+    }
+
+    /// The position behind the last record read.
+    #[cfg(test)]
+    pub(crate) fn read_position(&self) -> u64 {
+        self.position
+    }
+
+    /// Copies the next record into `scratch` and returns the part of `scratch` that it fills; `None` if the
+    /// ring is empty.
+    ///
+    /// `scratch` only ever grows, to at most the ring's longest payload, so that a buffer that is used again
+    /// is neither allocated nor zeroed again. The record is a private copy: it stays what it is whatever the
+    /// peer does, and also after [`release`](Self::release).
+    ///
+    /// # Errors
+    ///
+    /// If the producer's cursor or the record's header is nonsense.
+    #[inline]
+    pub(crate) fn try_read<'a>(&mut self, scratch: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, RingError> {
+        if self.is_empty()? {
+            return Ok(None);
+        }
+        let mut header = self.next_header()?;
+        if header.kind == Header::PADDING {
+            self.skip_padding(header)?;
+            // Not padding again: this is the ring's start, from where padding to its end would be longer than
+            // a record can be.
+            header = self.next_header()?;
+        }
+        if header.kind != Header::RECORD {
+            return Err(RingError::UnknownKind { position: self.position, found: header.kind });
+        }
+
+        let len = header.length as usize;
+        if scratch.len() < len {
+            scratch.resize(len, 0);
+        }
+        let payload = &mut scratch[..len];
+        self.memory.copy_out(self.geometry.offset(self.position) + HEADER_BYTES as usize, payload);
+        self.position = self.position.wrapping_add(record_bytes(len));
+        Ok(Some(payload))
+    }
+
+    /// Gives back the room of all that was read, with one store; returns whether there was anything.
+    #[inline]
+    pub(crate) fn release(&mut self) -> bool {
+        if self.position == self.released {
+            return false;
+        }
+        // Publishes that the copies out of these bytes are done; its partner is the Acquire fence behind the
+        // producer's load of the head, in `Producer::refresh_head`.
+        self.memory.store_own(Word::Cursor, self.position, Release);
+        self.released = self.position;
+        true
+    }
+
+    /// Whether there is nothing to read. Looks at the producer's cursor only if the ring seems empty; a
+    /// `false` stays true until the next read, a `true` may be outdated on return.
+    ///
+    /// # Errors
+    ///
+    /// If the producer's cursor is nonsense.
+    #[inline]
+    pub(crate) fn is_empty(&mut self) -> Result<bool, RingError> {
+        if self.position == self.tail {
+            self.refresh_tail()?;
+        }
+        Ok(self.position == self.tail)
+    }
+
+    /// Whether the producer sleeps and must be rung for what was released: once per wait of the producer. To
+    /// be called after [`release`](Self::release); a call costs a full fence.
+    #[inline]
+    pub(crate) fn producer_must_be_rung(&mut self) -> bool {
+        self.handshake.peer_must_be_rung(&self.memory)
+    }
+
+    /// Tells the producer that this side is about to sleep until there is something to read. Before it really
+    /// sleeps it must ask [`is_empty`](Self::is_empty) again, and after any wake-up begin anew with this
+    /// method.
+    ///
+    /// # Panics
+    ///
+    /// If something was read and not released: the producer might in turn be waiting for its room.
+    pub(crate) fn start_waiting(&mut self) {
+        assert!(self.position == self.released, "the consumer waits with records that it has not released");
+        self.handshake.start_waiting(&self.memory);
+    }
+
+    /// Tells the producer that this side is awake.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.handshake.stop_waiting(&self.memory);
+    }
+
+    /// Copies the header at the position, once, and checks that what it announces lies within what was
+    /// published and within the ring. Its kind is still unchecked.
+    #[inline]
+    fn next_header(&self) -> Result<Header, RingError> {
+        // A multiple of 8, because both are; so if there is anything, there is a whole header.
+        let available = self.tail.wrapping_sub(self.position);
+        if available == 0 {
+            return Err(RingError::PaddingAlone { position: self.position });
+        }
+        let mut bytes = [0; HEADER_BYTES as usize];
+        self.memory.copy_out(self.geometry.offset(self.position), &mut bytes);
+        let header = Header::from_bytes(bytes);
+
+        let len = header.length as usize;
+        let at_most = available.min(self.geometry.to_end(self.position));
+        if len > self.geometry.max_payload() || record_bytes(len) > at_most {
+            return Err(self.bad_length(header, available));
+        }
+        Ok(header)
+    }
+
+    fn skip_padding(&mut self, header: Header) -> Result<(), RingError> {
+        let found = record_bytes(header.length as usize);
+        let to_end = self.geometry.to_end(self.position);
+        if found != to_end {
+            return Err(RingError::PaddingShort { position: self.position, found, to_end });
+        }
+        self.position = self.position.wrapping_add(to_end);
+        Ok(())
+    }
+
+    /// Only called when the ring seems empty, so that the tail seen before is the position.
+    fn refresh_tail(&mut self) -> Result<(), RingError> {
+        // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
+        let found = self.memory.load_peer(Word::Cursor);
+        // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
+        self.memory.fence(Acquire);
+
+        let (at_least, at_most) = (self.position, self.released.wrapping_add(self.geometry.capacity()));
+        if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
+            return Err(RingError::TailOutOfRange { found, at_least, at_most });
+        }
+        if !is_aligned(found) {
+            return Err(RingError::TailUnaligned { found });
+        }
+        self.tail = found;
+        Ok(())
+    }
+
+    /// Says what is wrong with a length that is known to be wrong.
+    #[cold]
+    fn bad_length(&self, header: Header, available: u64) -> RingError {
+        let position = self.position;
+        let at_most = self.geometry.max_payload();
+        let found = record_bytes(header.length as usize);
+        if header.length as usize > at_most {
+            RingError::RecordTooLong { position, found: header.length, at_most }
+        } else if found > available {
+            RingError::RecordBeyondTail { position, found, available }
+        } else {
+            RingError::RecordBeyondEnd { position, found, to_end: self.geometry.to_end(position) }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Where records lie in the ring, and what their headers look like.
+//!
+//! Everything here is arithmetic on numbers that the caller vouches for; what comes from the peer is checked
+//! by [`Consumer`](super::Consumer) and [`Producer`](super::Producer) first.
+
+/// The smallest ring: its largest record has a header and eight bytes of payload.
+pub(crate) const MIN_CAPACITY_BYTES: u64 = 64;
+
+/// The largest ring: keeps every length well within the header's u32.
+pub(crate) const MAX_CAPACITY_BYTES: u64 = 1 << 32;
+
+/// Records begin at multiples of this, and so do all positions.
+pub(crate) const RECORD_ALIGNMENT: u64 = 8;
+
+/// The size of a record's header.
+pub(crate) const HEADER_BYTES: u64 = 8;
+
+/// The longest payload that fits a record in a ring of this capacity: a quarter of it, less the header.
+#[inline]
+pub(crate) const fn max_payload_bytes(capacity_bytes: u64) -> usize {
+    ((capacity_bytes >> 2) - HEADER_BYTES) as usize
+}
+
+/// What a record with this much payload takes up in the ring: header, payload, and up to the next multiple of
+/// 8.
+#[inline]
+pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
+    HEADER_BYTES + (payload_bytes as u64).next_multiple_of(RECORD_ALIGNMENT)
+}
+
+/// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    /// A power of two.
+    capacity: u64,
+}
+
+impl Geometry {
+    /// # Panics
+    ///
+    /// If the capacity is no power of two or out of bounds: callers have validated it.
+    pub(super) fn new(capacity: u64) -> Self {
+        assert!(
+            capacity.is_power_of_two() && (MIN_CAPACITY_BYTES..=MAX_CAPACITY_BYTES).contains(&capacity),
+            "ring capacity {capacity} is not a power of two from {MIN_CAPACITY_BYTES} to {MAX_CAPACITY_BYTES}"
+        );
+        Self { capacity }
+    }
+
+    #[inline]
+    pub(super) fn capacity(self) -> u64 {
+        self.capacity
+    }
+
+    #[inline]
+    pub(super) fn max_payload(self) -> usize {
+        max_payload_bytes(self.capacity)
+    }
+
+    /// The place in the ring of a position.
+    #[inline]
+    pub(super) fn offset(self, position: u64) -> usize {
+        (position & (self.capacity - 1)) as usize
+    }
+
+    /// How many bytes lie between a position and the end of the ring; never zero.
+    #[inline]
+    pub(super) fn to_end(self, position: u64) -> u64 {
+        self.capacity - (position & (self.capacity - 1))
+    }
+}
+
+/// Whether a position is one that a record can begin at.
+#[inline]
+pub(super) const fn is_aligned(position: u64) -> bool {
+    position & (RECORD_ALIGNMENT - 1) == 0
+}
+
+/// The first eight bytes of a record, in the byte order of the host.
+///
+/// ```text
+///  0        4        8
+///  | length | kind   | payload ...
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// The payload's length in bytes; of padding, the distance from its header to the end of the ring.
+    pub(super) length: u32,
+    /// [`Header::RECORD`], [`Header::PADDING`], or a hostile peer's anything.
+    pub(super) kind: u32,
+}
+
+impl Header {
+    /// The payload is for the reader. Not zero, so that untouched memory is no record.
+    pub(super) const RECORD: u32 = 1;
+    /// There is nothing up to the end of the ring.
+    pub(super) const PADDING: u32 = 2;
+
+    /// The header of a record. `length` is at most `max_payload`, which fits a u32.
+    #[inline]
+    pub(super) fn record(length: usize) -> Self {
+        Self { length: length as u32, kind: Self::RECORD }
+    }
+
+    /// The header of a padding record that takes up `bytes` in all, less than a quarter of the ring.
+    #[inline]
+    pub(super) fn padding(bytes: u64) -> Self {
+        Self { length: (bytes - HEADER_BYTES) as u32, kind: Self::PADDING }
+    }
+
+    #[inline]
+    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES as usize] {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        bytes[..4].copy_from_slice(&self.length.to_ne_bytes());
+        bytes[4..].copy_from_slice(&self.kind.to_ne_bytes());
+        bytes
+    }
+
+    #[inline]
+    pub(super) fn from_bytes(bytes: [u8; HEADER_BYTES as usize]) -> Self {
+        let [l0, l1, l2, l3, k0, k1, k2, k3] = bytes;
+        Self { length: u32::from_ne_bytes([l0, l1, l2, l3]), kind: u32::from_ne_bytes([k0, k1, k2, k3]) }
+    }
+}
+
+const _: () = assert!(size_of::<Header>() as u64 == HEADER_BYTES);
+const _: () = assert!(MIN_CAPACITY_BYTES.is_power_of_two() && MAX_CAPACITY_BYTES.is_power_of_two());
+const _: () = assert!(max_payload_bytes(MIN_CAPACITY_BYTES) as u64 == RECORD_ALIGNMENT);
+const _: () = assert!(max_payload_bytes(MAX_CAPACITY_BYTES) as u64 <= u32::MAX as u64);

@@ -1,0 +1,50 @@
+//! The seam between the ring and the memory that it lies in.
+//!
+//! The traits say only what one side may do: write its own two words, read the peer's two, and copy data in
+//! (the producer) or out (the consumer). Reading back an own word, or writing one of the peer's, cannot be
+//! expressed. Offsets count from the start of the ring's data.
+//!
+//! The traits are safe to implement and safe to call. An implementation over raw memory therefore must not
+//! rely on its caller: it checks `offset + length <= capacity` itself, which costs one predictable branch
+//! beside a copy.
+
+use std::sync::atomic::Ordering;
+
+/// The two words that each side writes and its peer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// A byte position: how far the producer has published (the tail), or the consumer released (the head).
+    Cursor,
+    /// Zero while the side is awake, else the generation of its wait.
+    Waits,
+}
+
+/// What both sides do with the shared words.
+///
+/// Implementations mark the methods `#[inline]`: this is the hot path.
+pub(crate) trait Memory {
+    /// Loads one of the peer's words, always Relaxed: the peer's words may be mapped read-only, and there
+    /// Relaxed loads of at most eight bytes are all that Rust guarantees. Who needs more adds a fence.
+    fn load_peer(&self, word: Word) -> u64;
+
+    /// Stores one of this side's own words, as Relaxed or Release.
+    fn store_own(&self, word: Word, value: u64, order: Ordering);
+
+    /// A fence, as Acquire or SeqCst.
+    fn fence(&self, order: Ordering);
+}
+
+/// The producer's view: it alone writes the data.
+pub(crate) trait ProducerMemory: Memory {
+    /// Copies `bytes` to `offset`. `offset + bytes.len()` is at most the capacity; `offset` may equal it when
+    /// `bytes` is empty.
+    fn copy_in(&self, offset: usize, bytes: &[u8]);
+}
+
+/// The consumer's view: it reads data that a hostile producer may change at any time.
+pub(crate) trait ConsumerMemory: Memory {
+    /// Fills `into` with what is at `offset`. `offset + into.len()` is at most the capacity; `offset` may
+    /// equal it when `into` is empty. If the producer breaks the rules and writes meanwhile, the bytes are
+    /// arbitrary but the call is sound.
+    fn copy_out(&self, offset: usize, into: &mut [u8]);
+}

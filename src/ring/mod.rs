@@ -1,0 +1,100 @@
+//! A ring of variable-size records from one producer to one consumer, over memory that it is given.
+//!
+//! # What it is
+//!
+//! [`Producer`] and [`Consumer`] are the two ends of one ring. They live in different processes and share
+//! nothing but four words and the data bytes, which they reach through [`ProducerMemory`] and
+//! [`ConsumerMemory`]: a mapping in production, a heap in tests, checked cells in the concurrency models. The
+//! algorithm is the same code in all of them, and it is free of `unsafe`.
+//!
+//! # How it works
+//!
+//! Positions are byte counts (u64) that only grow; the place in the ring is `position & (capacity - 1)`. At a
+//! gigabyte a second a position takes five centuries to wrap, so callers may compare positions as plain
+//! numbers. (Inside the ring all distances are wrapping ones, which costs nothing, so the ring itself would
+//! survive it.)
+//!
+//! ```text
+//!                 head                    published      tail = written
+//!                  |                          |           |
+//!  ----------------+--------------------------+-----------+------------------
+//!   left the ring  | readable by the consumer |  staged   |  free, up to head + capacity
+//!  ----------------+--------------------------+-----------+------------------
+//!
+//!  record   | length: u32 | kind: u32 | payload: length bytes | 0 to 7 bytes | the next one
+//!           ^ a multiple of 8                                                ^ a multiple of 8
+//! ```
+//!
+//! A record lies in one piece. One that does not fit before the end of the ring is preceded by a padding
+//! record that fills the ring up to its end. The largest record takes a quarter of the ring, so padding and
+//! record together never take more than half of it and always fit when the consumer has caught up.
+//!
+//! The producer stages records and publishes a batch of them with one store of its cursor. The consumer
+//! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps
+//! a copy of the other's cursor and looks again only when the ring seems full or empty, so that the two cache
+//! lines travel once per batch rather than once per record.
+//!
+//! A side that finds nothing to do may sleep. It says so in its waits word, looks once more, and sleeps; the
+//! other side, after it has published or released, asks whether the peer must be rung: see [`handshake`].
+//! The doorbell itself belongs to the caller, it must
+//! - stay signalled until the sleeper takes the signal (an eventfd, a pipe), and
+//! - be drained only after a sleep or before `start_waiting`, never between `start_waiting` and the sleep:
+//!   the one ring of that generation may already be in it.
+//!
+//! # Invariants
+//!
+//! 1. `head <= published <= tail <= head + capacity`, all of them multiples of 8.
+//! 2. Bytes from `head` to `published` are not written. The producer publishes by a Release store of the tail
+//!    and the consumer acquires it before it reads them.
+//! 3. Bytes from `tail` to `head + capacity` are not read. The consumer releases by a Release store of the
+//!    head and the producer acquires it before it overwrites them.
+//! 4. A header is never split, a payload is never split, padding reaches exactly to the end of the ring and
+//!    is published together with the record behind it.
+//! 5. A side never reads back what it wrote, and believes nothing that the peer wrote: cursors are checked by
+//!    distance, headers are copied once, checked, and used from the copy. Nonsense is a [`RingError`],
+//!    never a panic, and each call makes a bounded number of accesses, whatever the peer does.
+//! 6. After a wake-up a side starts a new generation before it sleeps again; each generation is rung at most
+//!    once.
+//!
+//! # Who writes what
+//!
+//! | shared                         | written by | how                                       |
+//! |--------------------------------|------------|-------------------------------------------|
+//! | tail (the producer's cursor)   | producer   | Release, by [`Producer::publish`]         |
+//! | data                           | producer   | plain copies, by [`Producer::try_write`]  |
+//! | the producer's waits word      | producer   | Relaxed, then a SeqCst fence              |
+//! | head (the consumer's cursor)   | consumer   | Release, by [`Consumer::release`]         |
+//! | the consumer's waits word      | consumer   | Relaxed, then a SeqCst fence              |
+//!
+//! # What it does not do
+//!
+//! It knows nothing of frames, sleeps nowhere, owns no doorbell and no mapping, and does not notice the
+//! peer's death. An end cannot be replaced while the other lives on: both begin together with their memory,
+//! whose words then hold the start position (cursors) and zero (waits). It does not hide the data from the
+//! consumer's process before they are published: memory that is mapped can be read.
+
+mod consumer;
+mod error;
+mod handshake;
+mod layout;
+mod memory;
+mod producer;
+
+#[cfg(test)]
+mod heap;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod loom_memory;
+#[cfg(test)]
+mod models;
+#[cfg(test)]
+mod mutants;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use consumer::Consumer;
+pub use error::RingError;
+pub(crate) use layout::max_payload_bytes;
+pub(crate) use memory::{ConsumerMemory, Memory, ProducerMemory, Word};
+pub(crate) use producer::Producer;

@@ -1,0 +1,245 @@
+//! Models of the ring: loom runs them through every interleaving and every value that a load may return.
+//!
+//! They run the production algorithm on [`loom_memory`](super::loom_memory). Each states how many preemptions
+//! it is explored with, which takes a second or two; with `LOOM_MAX_PREEMPTIONS=20` all but the last are
+//! exhaustive, within half a minute each. [`mutants`](super::mutants) shows that each of them can fail.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::loom_memory::{Bell, LoomMemory, Mutation, ring_at};
+use super::{Consumer, Producer};
+
+/// The smallest ring: eight words, a payload of at most eight bytes.
+const CAPACITY: u64 = 64;
+
+#[test]
+fn records_arrive_whole_and_in_order() {
+    check(TRANSFER, Mutation::Nothing);
+}
+
+#[test]
+fn sleeping_consumer_is_rung_when_something_is_published() {
+    check(DATA_WAKE_UP, Mutation::Nothing);
+}
+
+#[test]
+fn sleeping_producer_is_rung_when_room_is_released() {
+    check(ROOM_WAKE_UP, Mutation::Nothing);
+}
+
+#[test]
+fn both_sides_sleep_and_wake_each_other() {
+    check(BOTH_WAKE_UP, Mutation::Nothing);
+}
+
+/// A model, and how many preemptions it is explored with.
+#[derive(Clone, Copy)]
+pub(super) struct Model {
+    run: fn(Mutation),
+    max_preemptions: usize,
+}
+
+pub(super) const TRANSFER: Model = Model { run: transfer, max_preemptions: 6 };
+pub(super) const DATA_WAKE_UP: Model = Model { run: data_wake_up, max_preemptions: 5 };
+pub(super) const ROOM_WAKE_UP: Model = Model { run: room_wake_up, max_preemptions: 5 };
+pub(super) const BOTH_WAKE_UP: Model = Model { run: both_wake_up, max_preemptions: 3 };
+
+/// Explores the model; panics if an interleaving fails.
+pub(super) fn check(model: Model, mutation: Mutation) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(model.max_preemptions);
+    let bound = builder.preemption_bound;
+    let interleavings = Arc::new(AtomicU64::new(0));
+    let counter = interleavings.clone();
+    let begun = Instant::now();
+    builder.check(move || {
+        // Relaxed: a statistic, on one thread.
+        counter.fetch_add(1, Ordering::Relaxed);
+        (model.run)(mutation);
+    });
+    println!("{interleavings:?} interleavings with {bound:?} preemptions in {:?}", begun.elapsed());
+}
+
+/// Five records through a ring that the first four fill exactly: padding before the second, an empty payload,
+/// batches of publication and of release, a full and an empty ring that are polled. The positions cross the
+/// end of u64 together with the end of the ring.
+///
+/// Nobody sleeps here, so there is no SeqCst fence that could stand in for the Release stores and Acquire
+/// fences.
+fn transfer(mutation: Mutation) {
+    const BEGIN: u64 = 0u64.wrapping_sub(24);
+    const LENGTHS: [usize; 5] = [8, 7, 0, 5, 3];
+    const PUBLISH_AFTER: [bool; 5] = [false, true, false, true, true];
+    const RELEASE_AFTER: [bool; 5] = [false, true, false, false, true];
+
+    let (mut producer, mut consumer) = ring_at(CAPACITY, BEGIN, mutation);
+
+    loom::thread::spawn(move || {
+        for (index, len) in LENGTHS.into_iter().enumerate() {
+            while !write(&mut producer, index, len) {
+                loom::thread::yield_now();
+            }
+            if PUBLISH_AFTER[index] {
+                assert!(producer.publish());
+            }
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for (index, len) in LENGTHS.into_iter().enumerate() {
+        while !read(&mut consumer, &mut scratch, index, len) {
+            consumer.release();
+            loom::thread::yield_now();
+        }
+        if RELEASE_AFTER[index] {
+            assert!(consumer.release());
+        }
+    }
+    assert_eq!(consumer.is_empty(), Ok(true));
+}
+
+/// The consumer sleeps whenever it finds the ring empty; the ring never fills.
+fn data_wake_up(mutation: Mutation) {
+    const LENGTHS: [usize; 2] = [8, 0];
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    let for_consumer = Rc::new(Bell::new());
+
+    let bell = for_consumer.clone();
+    loom::thread::spawn(move || {
+        for (index, len) in LENGTHS.into_iter().enumerate() {
+            assert!(write(&mut producer, index, len), "the ring cannot be full");
+            publish_and_ring(&mut producer, &bell);
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for (index, len) in LENGTHS.into_iter().enumerate() {
+        read_or_sleep(&mut consumer, &mut scratch, index, len, &for_consumer);
+        consumer.release();
+    }
+}
+
+/// The producer finds the ring full and sleeps until there is room, up to twice; the consumer never finds it
+/// empty, and leaves the last records where they are.
+fn room_wake_up(mutation: Mutation) {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    fill(&mut producer);
+    let for_producer = Rc::new(Bell::new());
+
+    let bell = for_producer.clone();
+    loom::thread::spawn(move || {
+        for index in 4..6 {
+            write_or_sleep(&mut producer, index, 8, &bell);
+        }
+        assert!(producer.publish());
+    });
+
+    let mut scratch = Vec::new();
+    for index in 0..2 {
+        assert!(read(&mut consumer, &mut scratch, index, 8), "the ring cannot be empty");
+        release_and_ring(&mut consumer, &for_producer);
+    }
+}
+
+/// A full ring to begin with; then either side sleeps when it can do nothing else.
+fn both_wake_up(mutation: Mutation) {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    fill(&mut producer);
+    let for_producer = Rc::new(Bell::new());
+    let for_consumer = Rc::new(Bell::new());
+
+    let bells = (for_producer.clone(), for_consumer.clone());
+    loom::thread::spawn(move || {
+        for index in 4..6 {
+            write_or_sleep(&mut producer, index, 8, &bells.0);
+            publish_and_ring(&mut producer, &bells.1);
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for index in 0..6 {
+        read_or_sleep(&mut consumer, &mut scratch, index, 8, &for_consumer);
+        // The first batch makes room for one record, the second empties the ring.
+        if [0, 3, 4].contains(&index) {
+            release_and_ring(&mut consumer, &for_producer);
+        }
+    }
+}
+
+/// Fills the ring with four records, before there is a second thread.
+fn fill(producer: &mut Producer<LoomMemory>) {
+    for index in 0..4 {
+        assert!(write(producer, index, 8));
+    }
+    assert!(!write(producer, 4, 0), "the ring is not full");
+    assert!(producer.publish());
+}
+
+fn write_or_sleep(producer: &mut Producer<LoomMemory>, index: usize, len: usize, bell: &Bell) {
+    while !write(producer, index, len) {
+        producer.publish();
+        producer.start_waiting();
+        if !producer.has_room_for(len).unwrap() {
+            bell.wait();
+        }
+        producer.stop_waiting();
+    }
+}
+
+fn read_or_sleep(
+    consumer: &mut Consumer<LoomMemory>,
+    scratch: &mut Vec<u8>,
+    index: usize,
+    len: usize,
+    bell: &Bell,
+) {
+    while !read(consumer, scratch, index, len) {
+        consumer.start_waiting();
+        if consumer.is_empty().unwrap() {
+            bell.wait();
+        }
+        consumer.stop_waiting();
+    }
+}
+
+fn publish_and_ring(producer: &mut Producer<LoomMemory>, for_consumer: &Bell) {
+    assert!(producer.publish());
+    if producer.consumer_must_be_rung() {
+        for_consumer.ring();
+    }
+}
+
+fn release_and_ring(consumer: &mut Consumer<LoomMemory>, for_producer: &Bell) {
+    assert!(consumer.release());
+    if consumer.producer_must_be_rung() {
+        for_producer.ring();
+    }
+}
+
+/// Stages record number `index`, in two pieces; `false` if the ring is full.
+fn write(producer: &mut Producer<LoomMemory>, index: usize, len: usize) -> bool {
+    let payload = payload(index, len);
+    let (front, back) = payload.split_at(len / 3);
+    let written = producer.try_write(len, |writer| {
+        writer.put(front);
+        writer.put(back);
+    });
+    written.unwrap()
+}
+
+/// Reads a record and checks that it is number `index`; `false` if the ring is empty.
+fn read(consumer: &mut Consumer<LoomMemory>, scratch: &mut Vec<u8>, index: usize, len: usize) -> bool {
+    let record = consumer.try_read(scratch).unwrap();
+    if let Some(record) = record {
+        assert_eq!(record, payload(index, len), "record {index}");
+    }
+    record.is_some()
+}
+
+/// What record number `index` holds.
+fn payload(index: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (index * 16 + at + 1) as u8).collect()
+}

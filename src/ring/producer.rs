@@ -1,0 +1,241 @@
+//! The writing end.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use super::error::RingError;
+use super::handshake::Handshake;
+use super::layout::{Geometry, Header, is_aligned, record_bytes};
+use super::memory::{ProducerMemory, Word};
+
+/// The writing end of a ring.
+///
+/// Records are staged by [`try_write`](Self::try_write) and seen by the consumer after
+/// [`publish`](Self::publish); then [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it
+/// sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
+/// [`has_room_for`](Self::has_room_for) once more, sleep, [`stop_waiting`](Self::stop_waiting), try again.
+#[derive(Debug)]
+pub(crate) struct Producer<M> {
+    memory: M,
+    geometry: Geometry,
+    /// Where the next record goes: the end of what is staged. The only true copy, never read back.
+    tail: u64,
+    /// What the tail in shared memory says; behind `tail` while something is staged.
+    published: u64,
+    /// The consumer's head as last seen; the true one may be further on.
+    head: u64,
+    handshake: Handshake,
+}
+
+impl<M: ProducerMemory> Producer<M> {
+    /// The writing end of a fresh ring, whose words are all zero.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is no power of two or out of bounds.
+    pub(crate) fn new(memory: M, capacity: u64) -> Self {
+        Self::at(memory, capacity, 0)
+    }
+
+    /// The writing end of a fresh ring that begins at `position`, as both cursors in shared memory must.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is no power of two or out of bounds, or `position` no multiple of 8.
+    pub(crate) fn at(memory: M, capacity: u64, position: u64) -> Self {
+        assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
+        Self {
+            memory,
+            geometry: Geometry::new(capacity),
+            tail: position,
+            published: position,
+            head: position,
+            handshake: Handshake::default(),
+        }
+    }
+
+    /// The longest payload that a record of this ring can have, in bytes.
+    #[inline]
+    pub(crate) fn max_payload(&self) -> usize {
+        self.geometry.max_payload()
+    }
+
+    /// The position behind the last record written, staged ones included.
+    #[inline]
+    pub(crate) fn written(&self) -> u64 {
+        self.tail
+    }
+
+    /// Stages a record of `len` bytes, which `write` puts piece by piece; `false` if the ring is full.
+    ///
+    /// The consumer sees it after [`publish`](Self::publish). A full ring is an outcome, not an error:
+    /// `write` has not been called and nothing has changed. If `write` panics, nothing has been staged.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's cursor, looked at when the ring seems full, is nonsense.
+    ///
+    /// # Panics
+    ///
+    /// If `len` exceeds [`max_payload`](Self::max_payload), or `write` puts more or fewer than `len` bytes.
+    #[inline]
+    pub(crate) fn try_write(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut Writer<'_, M>),
+    ) -> Result<bool, RingError> {
+        let padding = self.padding_before(len);
+        if !self.has_room(padding + record_bytes(len))? {
+            return Ok(false);
+        }
+
+        // Beyond the tail the consumer does not read, so the order of these writes does not matter: the store
+        // of the tail in `publish` comes after all of them.
+        if padding > 0 {
+            self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
+        }
+        let start = self.tail.wrapping_add(padding);
+        let header = Header::record(len).to_bytes();
+        let offset = self.geometry.offset(start);
+        self.memory.copy_in(offset, &header);
+        let mut writer = Writer { memory: &self.memory, offset: offset + header.len(), remaining: len };
+        write(&mut writer);
+        let missing = writer.remaining;
+        assert!(missing == 0, "{missing} of the record's {len} bytes were not written");
+
+        self.tail = start.wrapping_add(record_bytes(len));
+        Ok(true)
+    }
+
+    /// Whether a record of `len` bytes can be staged now. Looks at the consumer's cursor only if the ring
+    /// seems full; a `true` stays true until something is staged, a `false` may be outdated on return.
+    ///
+    /// # Errors
+    ///
+    /// If the consumer's cursor is nonsense.
+    ///
+    /// # Panics
+    ///
+    /// If `len` exceeds [`max_payload`](Self::max_payload).
+    pub(crate) fn has_room_for(&mut self, len: usize) -> Result<bool, RingError> {
+        let padding = self.padding_before(len);
+        self.has_room(padding + record_bytes(len))
+    }
+
+    /// Lets the consumer see all that is staged, with one store; returns whether there was anything.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.tail == self.published {
+            return false;
+        }
+        // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
+        // load of the tail, in `Consumer::refresh_tail`.
+        self.memory.store_own(Word::Cursor, self.tail, Release);
+        self.published = self.tail;
+        true
+    }
+
+    /// Looks at the consumer's cursor: everything below the returned position has left the ring.
+    ///
+    /// # Errors
+    ///
+    /// If the cursor went backwards, is beyond what was published, or is no multiple of 8.
+    pub(crate) fn released(&mut self) -> Result<u64, RingError> {
+        self.refresh_head()?;
+        Ok(self.head)
+    }
+
+    /// Whether the consumer sleeps and must be rung for what was published: once per wait of the consumer. To
+    /// be called after [`publish`](Self::publish); a call costs a full fence.
+    #[inline]
+    pub(crate) fn consumer_must_be_rung(&mut self) -> bool {
+        self.handshake.peer_must_be_rung(&self.memory)
+    }
+
+    /// Tells the consumer that this side is about to sleep until there is room. Before it really sleeps it
+    /// must ask [`has_room_for`](Self::has_room_for) again, and after any wake-up begin anew with this
+    /// method.
+    ///
+    /// # Panics
+    ///
+    /// If something is staged: the consumer could not make room, as it knows nothing of it.
+    pub(crate) fn start_waiting(&mut self) {
+        assert!(self.tail == self.published, "the producer waits with records that it has not published");
+        self.handshake.start_waiting(&self.memory);
+    }
+
+    /// Tells the consumer that this side is awake.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.handshake.stop_waiting(&self.memory);
+    }
+
+    /// How much padding a record of `len` bytes needs before it: none, or all that is left up to the end.
+    #[inline]
+    fn padding_before(&self, len: usize) -> u64 {
+        let at_most = self.max_payload();
+        assert!(
+            len <= at_most,
+            "a record of {len} bytes does not fit this ring, whose longest has {at_most}"
+        );
+        let to_end = self.geometry.to_end(self.tail);
+        if record_bytes(len) > to_end { to_end } else { 0 }
+    }
+
+    #[inline]
+    fn has_room(&mut self, bytes: u64) -> Result<bool, RingError> {
+        if bytes <= self.free_bytes() {
+            return Ok(true);
+        }
+        self.refresh_head()?;
+        Ok(bytes <= self.free_bytes())
+    }
+
+    /// What is free as far as this side knows; the consumer may have released more.
+    #[inline]
+    fn free_bytes(&self) -> u64 {
+        self.geometry.capacity() - self.tail.wrapping_sub(self.head)
+    }
+
+    fn refresh_head(&mut self) -> Result<(), RingError> {
+        // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
+        let found = self.memory.load_peer(Word::Cursor);
+        // Acquires the end of the consumer's reads, so that their bytes may be overwritten; its partner is
+        // the Release store in `Consumer::release`.
+        self.memory.fence(Acquire);
+
+        let (at_least, at_most) = (self.head, self.published);
+        if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
+            return Err(RingError::HeadOutOfRange { found, at_least, at_most });
+        }
+        if !is_aligned(found) {
+            return Err(RingError::HeadUnaligned { found });
+        }
+        self.head = found;
+        Ok(())
+    }
+}
+
+/// Takes the payload of one record, piece by piece, straight into the ring.
+#[derive(Debug)]
+pub(crate) struct Writer<'a, M> {
+    memory: &'a M,
+    /// Where the next piece goes.
+    offset: usize,
+    /// How much of the record's length is still to be written.
+    remaining: usize,
+}
+
+impl<M: ProducerMemory> Writer<'_, M> {
+    /// Appends a piece.
+    ///
+    /// # Panics
+    ///
+    /// If the pieces exceed the length that the record was begun with.
+    #[inline]
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        let (len, remaining) = (bytes.len(), self.remaining);
+        assert!(len <= remaining, "{len} bytes do not fit the {remaining} that are left of the record");
+        self.memory.copy_in(self.offset, bytes);
+        self.offset += len;
+        self.remaining -= len;
+    }
+}

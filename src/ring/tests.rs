@@ -1,0 +1,381 @@
+//! Tests of both ends together, on memory on the heap.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::heap::{Bell, HeapMemory, ring, ring_at};
+use super::layout::record_bytes;
+use super::{Consumer, Producer, RingError, max_payload_bytes};
+
+#[test]
+fn staged_records_are_unseen_until_published() {
+    let (mut producer, mut consumer) = ring(256);
+    assert!(write(&mut producer, b"one"));
+    assert!(write(&mut producer, b""));
+    assert_eq!(producer.written(), 24);
+    assert_eq!(read(&mut consumer), Ok(None));
+    assert!(producer.publish());
+    assert!(!producer.publish(), "nothing is staged any more");
+    assert_eq!(read(&mut consumer), Ok(Some(b"one".to_vec())));
+    assert_eq!(read(&mut consumer), Ok(Some(vec![])));
+    assert_eq!(read(&mut consumer), Ok(None));
+    assert_eq!(consumer.read_position(), 24);
+}
+
+#[test]
+fn room_comes_back_only_with_release() {
+    let (mut producer, mut consumer) = ring(64);
+    for _ in 0..4 {
+        assert!(write(&mut producer, &[1; 8]));
+    }
+    assert!(!write(&mut producer, b""), "the ring is exactly full");
+    producer.publish();
+    for _ in 0..4 {
+        read(&mut consumer).unwrap().unwrap();
+    }
+    assert_eq!(producer.has_room_for(0), Ok(false));
+    assert_eq!(producer.released(), Ok(0));
+    assert!(consumer.release());
+    assert!(!consumer.release(), "nothing was read since");
+    assert_eq!(producer.released(), Ok(64));
+    assert_eq!(producer.has_room_for(8), Ok(true));
+}
+
+#[test]
+fn full_ring_leaves_everything_as_it_was() {
+    let (mut producer, _consumer) = ring(64);
+    while write(&mut producer, &[1; 8]) {}
+    let written = producer.written();
+    let outcome = producer.try_write(1, |_| panic!("there is no room to write to"));
+    assert_eq!(outcome, Ok(false));
+    assert_eq!(producer.written(), written);
+}
+
+#[test]
+fn largest_record_takes_a_quarter_of_the_ring() {
+    for capacity in [64, 128, 4096, 1 << 20] {
+        let (mut producer, mut consumer) = ring(capacity);
+        let len = producer.max_payload();
+        assert_eq!(record_bytes(len), capacity / 4);
+        let payload: Vec<u8> = (0..len).map(|at| at as u8).collect();
+        for _ in 0..9 {
+            assert!(write(&mut producer, &payload));
+            producer.publish();
+            assert_eq!(read(&mut consumer).unwrap().as_ref(), Some(&payload));
+            consumer.release();
+        }
+    }
+}
+
+#[test]
+fn every_record_fits_an_empty_ring_wherever_that_begins() {
+    for begin in (0..64).step_by(8) {
+        for len in 0..=max_payload_bytes(64) {
+            let (mut producer, mut consumer) = ring_at(64, begin);
+            let payload = vec![0xA5; len];
+            assert!(write(&mut producer, &payload), "{len} bytes at {begin}");
+            producer.publish();
+            assert_eq!(read(&mut consumer), Ok(Some(payload)), "{len} bytes at {begin}");
+            let padding = if 64 - begin < record_bytes(len) { 64 - begin } else { 0 };
+            assert_eq!(consumer.read_position(), begin + padding + record_bytes(len));
+            assert_eq!(producer.written(), consumer.read_position());
+        }
+    }
+}
+
+#[test]
+fn padding_counts_as_taken_until_the_consumer_passed_it() {
+    let (mut producer, mut consumer) = ring_at(64, 56);
+    // 8 bytes of padding and 16 of record, then 16, 16 and 8: exactly the ring.
+    for len in [8, 8, 8] {
+        assert!(write(&mut producer, &vec![1; len]));
+    }
+    assert!(write(&mut producer, b""));
+    assert_eq!(producer.written(), 56 + 64);
+    assert!(!write(&mut producer, b""));
+    producer.publish();
+    read(&mut consumer).unwrap().unwrap();
+    consumer.release();
+    assert_eq!(producer.released(), Ok(56 + 24));
+}
+
+#[test]
+fn record_does_not_fit_when_its_padding_does_not() {
+    let (mut producer, mut consumer) = ring(64);
+    for len in [0, 8, 8, 8] {
+        assert!(write(&mut producer, &vec![1; len]));
+    }
+    producer.publish();
+    read(&mut consumer).unwrap().unwrap();
+    consumer.release();
+    // 8 bytes before the end and 8 behind it are free, but not 16 in one piece.
+    assert_eq!(producer.has_room_for(8), Ok(false));
+    assert!(!write(&mut producer, &[1; 8]));
+    assert!(write(&mut producer, b""));
+}
+
+#[test]
+fn record_that_just_fits_before_the_end_needs_no_padding() {
+    let (mut producer, mut consumer) = ring_at(64, 48);
+    assert!(write(&mut producer, &[1; 8]));
+    assert_eq!(producer.written(), 64);
+    producer.publish();
+    assert_eq!(read(&mut consumer), Ok(Some(vec![1; 8])));
+}
+
+#[test]
+fn positions_may_cross_the_end_of_u64() {
+    let begin = 0u64.wrapping_sub(40);
+    let (mut producer, mut consumer) = ring_at(64, begin);
+    for round in 0..100u8 {
+        assert!(write(&mut producer, &[round; 5]));
+        producer.publish();
+        assert_eq!(read(&mut consumer), Ok(Some(vec![round; 5])));
+        consumer.release();
+    }
+    assert_eq!(producer.released(), Ok(producer.written()));
+}
+
+#[test]
+fn scratch_grows_and_never_shrinks() {
+    let (mut producer, mut consumer) = ring(256);
+    for payload in [&b"long enough"[..], b"short", b""] {
+        assert!(write(&mut producer, payload));
+    }
+    producer.publish();
+    let mut scratch = Vec::new();
+    assert_eq!(consumer.try_read(&mut scratch), Ok(Some(&b"long enough"[..])));
+    assert_eq!(consumer.try_read(&mut scratch), Ok(Some(&b"short"[..])));
+    assert_eq!(consumer.try_read(&mut scratch), Ok(Some(&b""[..])));
+    assert_eq!(scratch.len(), 11);
+}
+
+#[test]
+fn each_wait_is_rung_once() {
+    let (mut producer, mut consumer) = ring(64);
+    assert!(!producer.consumer_must_be_rung(), "the consumer has never waited");
+    for _ in 0..3 {
+        consumer.start_waiting();
+        assert!(producer.consumer_must_be_rung());
+        assert!(!producer.consumer_must_be_rung(), "it has been rung for this wait");
+        consumer.stop_waiting();
+        assert!(!producer.consumer_must_be_rung(), "it is awake");
+
+        producer.start_waiting();
+        assert!(consumer.producer_must_be_rung());
+        assert!(!consumer.producer_must_be_rung(), "it has been rung for this wait");
+        producer.stop_waiting();
+        assert!(!consumer.producer_must_be_rung(), "it is awake");
+    }
+}
+
+#[test]
+fn wait_that_is_over_is_not_rung() {
+    let (mut producer, mut consumer) = ring(64);
+    consumer.start_waiting();
+    consumer.stop_waiting();
+    assert!(!producer.consumer_must_be_rung());
+    producer.start_waiting();
+    producer.stop_waiting();
+    assert!(!consumer.producer_must_be_rung());
+}
+
+#[test]
+fn wait_that_follows_a_rung_wait_is_rung_again() {
+    let (mut producer, mut consumer) = ring(64);
+    consumer.start_waiting();
+    assert!(producer.consumer_must_be_rung());
+    consumer.start_waiting();
+    assert!(producer.consumer_must_be_rung(), "this is another wait");
+}
+
+#[test]
+#[should_panic(expected = "has not published")]
+fn producer_must_not_wait_with_staged_records() {
+    let (mut producer, _consumer) = ring(64);
+    assert!(write(&mut producer, b"1"));
+    producer.start_waiting();
+}
+
+#[test]
+#[should_panic(expected = "has not released")]
+fn consumer_must_not_wait_with_unreleased_records() {
+    let (mut producer, mut consumer) = ring(64);
+    assert!(write(&mut producer, b"1"));
+    producer.publish();
+    read(&mut consumer).unwrap().unwrap();
+    consumer.start_waiting();
+}
+
+#[test]
+#[should_panic(expected = "a record of 9 bytes does not fit this ring, whose longest has 8")]
+fn oversize_record_is_the_callers_fault() {
+    let (mut producer, _consumer) = ring(64);
+    let _ = write(&mut producer, &[0; 9]);
+}
+
+#[test]
+#[should_panic(expected = "2 of the record's 5 bytes were not written")]
+fn record_must_be_written_in_full() {
+    let (mut producer, _consumer) = ring(64);
+    let _ = producer.try_write(5, |writer| writer.put(b"one"));
+}
+
+#[test]
+#[should_panic(expected = "3 bytes do not fit the 1 that are left of the record")]
+fn record_must_not_be_exceeded() {
+    let (mut producer, _consumer) = ring(64);
+    let _ = producer.try_write(4, |writer| {
+        writer.put(b"one");
+        writer.put(b"two");
+    });
+}
+
+#[test]
+#[should_panic(expected = "ring capacity 96 is not a power of two from 64 to 4294967296")]
+fn capacity_must_be_a_power_of_two() {
+    ring(96);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_at_a_polling_consumer() {
+    const SEED: u64 = 0x5EED;
+    const RECORDS: u64 = 300_000;
+    let (mut producer, mut consumer) = ring(1024);
+
+    let writer = thread::spawn(move || {
+        let mut random = Random::new(SEED);
+        for _ in 0..RECORDS {
+            let payload = random_payload(&mut random, producer.max_payload());
+            while !write(&mut producer, &payload) {
+                producer.publish();
+                thread::yield_now();
+            }
+            if random.below(4) == 0 {
+                producer.publish();
+            }
+        }
+        producer.publish();
+    });
+
+    let _show = ShowSeed(SEED);
+    let mut random = Random::new(SEED);
+    let mut scratch = Vec::new();
+    for index in 0..RECORDS {
+        let expected = random_payload(&mut random, max_payload_bytes(1024));
+        random.below(4);
+        loop {
+            if let Some(record) = consumer.try_read(&mut scratch).unwrap() {
+                assert_eq!(record, expected, "record {index}");
+                break;
+            }
+            consumer.release();
+            thread::yield_now();
+        }
+        if index % 7 == 0 {
+            consumer.release();
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(read(&mut consumer), Ok(None));
+}
+
+#[test]
+fn records_of_random_sizes_arrive_when_both_sides_sleep() {
+    const SEED: u64 = 0xBED;
+    const RECORDS: u64 = 100_000;
+    // A ring of a few records, so that both sides have to wait all the time.
+    let (mut producer, mut consumer) = ring_at(128, 0u64.wrapping_sub(1 << 16));
+    let bells = Arc::new([Bell::default(), Bell::default()]);
+
+    let shared = bells.clone();
+    let writer = thread::spawn(move || {
+        let [for_producer, for_consumer] = &*shared;
+        let mut random = Random::new(SEED);
+        for _ in 0..RECORDS {
+            let payload = random_payload(&mut random, producer.max_payload());
+            while !write(&mut producer, &payload) {
+                producer.start_waiting();
+                if !producer.has_room_for(payload.len()).unwrap() {
+                    for_producer.wait();
+                }
+                producer.stop_waiting();
+            }
+            producer.publish();
+            if producer.consumer_must_be_rung() {
+                for_consumer.ring();
+            }
+        }
+    });
+
+    let _show = ShowSeed(SEED);
+    let [for_producer, for_consumer] = &*bells;
+    let mut random = Random::new(SEED);
+    let mut scratch = Vec::new();
+    for index in 0..RECORDS {
+        let expected = random_payload(&mut random, max_payload_bytes(128));
+        loop {
+            if let Some(record) = consumer.try_read(&mut scratch).unwrap() {
+                assert_eq!(record, expected, "record {index}");
+                break;
+            }
+            consumer.start_waiting();
+            if consumer.is_empty().unwrap() {
+                for_consumer.wait();
+            }
+            consumer.stop_waiting();
+        }
+        consumer.release();
+        if consumer.producer_must_be_rung() {
+            for_producer.ring();
+        }
+    }
+    writer.join().unwrap();
+}
+
+fn write(producer: &mut Producer<HeapMemory>, payload: &[u8]) -> bool {
+    producer.try_write(payload.len(), |writer| writer.put(payload)).unwrap()
+}
+
+fn read(consumer: &mut Consumer<HeapMemory>) -> Result<Option<Vec<u8>>, RingError> {
+    let mut scratch = Vec::new();
+    Ok(consumer.try_read(&mut scratch)?.map(<[u8]>::to_vec))
+}
+
+fn random_payload(random: &mut Random, at_most: usize) -> Vec<u8> {
+    let len = random.below(at_most as u64 + 1) as usize;
+    (0..len).map(|_| random.next() as u8).collect()
+}
+
+/// A seeded source of numbers: a Weyl sequence, mixed by multiplications and shifts.
+#[derive(Debug)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        mixed ^ (mixed >> 32)
+    }
+
+    /// A number below `bound`, near enough to evenly.
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+/// Prints the seed if the test fails while this is alive.
+pub(super) struct ShowSeed(pub(super) u64);
+
+impl Drop for ShowSeed {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("seed {}", self.0);
+        }
+    }
+}

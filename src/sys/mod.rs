@@ -1,0 +1,22 @@
+//! Every system call that needs more than the standard library offers.
+//!
+//! - [`fork`]: handles that are inert in a forked child
+//! - [`memfd`]: sealed, fully allocated shared memory, and the checks on a peer's
+//! - [`bell`]: the doorbell of one link and direction, which never blocks the one who rings
+//! - [`wake`]: wakes a thread of this process
+//! - [`socket`]: Unix sequenced-packet sockets that carry file descriptors
+//! - [`poll`]: a bounded wait for any of these
+//! - [`process`]: who the peer is, and when it dies
+//!
+//! This module decides nothing about the protocol. Every file descriptor made here is close-on-exec.
+
+pub(crate) mod bell;
+pub(crate) mod fork;
+pub(crate) mod memfd;
+pub(crate) mod poll;
+pub(crate) mod process;
+pub(crate) mod socket;
+pub(crate) mod wake;
+
+#[cfg(test)]
+pub(crate) mod test_process;
