@@ -51,7 +51,6 @@ pub enum Event<'a> {
         seq: SyncSeq,
     },
     /// The table holds all that it held at its source when this destination attached, and nothing else.
-    #[non_exhaustive]
     Synced {
         /// The table.
         table: &'a str,
