@@ -257,6 +257,8 @@ impl World {
             if self.source.poll_timeout(link.session, self.now).is_some_and(|due| due <= self.now) {
                 let released = link.written - link.ring.len() as u64;
                 self.source.handle_timeout(link.session, self.now, link.written, released);
+                let again = self.source.request_tick(link.session);
+                assert!(!again, "a tick asks for no other at once: the timer thread would never sleep");
             }
         }
     }

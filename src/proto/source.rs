@@ -241,11 +241,12 @@ impl SourceCore {
         outcome
     }
 
-    /// Asks for a tick if something is unacknowledged and none is planned. Answers whether it did: then whoever keeps the
-    /// time must be told.
+    /// Asks for a tick if something was sent that no tick has looked at, and none is planned. Answers whether it did: then
+    /// whoever keeps the time must be told. What waits for room needs no tick, and what is held for later has its own.
     pub(crate) fn request_tick(&mut self, id: SessionId) -> bool {
         let Some(session) = self.sessions[id].as_mut() else { return false };
-        let request = !session.ticking && session.cache.unacked() > 0;
+        let unscanned = session.timer.scanned() < session.cache.next_ordinal();
+        let request = !session.ticking && unscanned && session.cache.unacked() > 0;
         session.ticking |= request;
         session.tick_requested |= request;
         request

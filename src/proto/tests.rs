@@ -1,0 +1,88 @@
+//! Single situations, on a fake clock; what must hold in all of them together is in [`sim`](super::sim).
+
+use std::time::{Duration, Instant};
+
+use super::resend::ResendPolicy;
+use super::source::{SessionId, SourceCore};
+use super::store::TableId;
+use crate::opcode::ToOpcode;
+use crate::seq::SyncSeq;
+use crate::wire::Ack;
+
+/// A source with one table and one destination, whose ring takes everything and is consumed at once.
+struct Bench {
+    core: SourceCore,
+    table: TableId,
+    session: SessionId,
+    now: Instant,
+    /// Sequence numbers of what was sent, by ordinal.
+    sent: Vec<SyncSeq>,
+}
+
+impl Bench {
+    fn new(policy: ResendPolicy) -> Bench {
+        let mut core = SourceCore::new(policy, false, SyncSeq::from(1));
+        let table = core.table("t").unwrap();
+        let session = core.attach();
+        let mut bench = Bench { core, table, session, now: Instant::now(), sent: Vec::new() };
+        bench.pump();
+        bench.ack(0);
+        bench
+    }
+
+    fn set(&mut self, key: u32, value: &[u8]) {
+        self.core.set(self.table, key.to_opcode().unwrap(), value);
+    }
+
+    /// Sends all that waits; answers how many records that was.
+    fn pump(&mut self) -> usize {
+        let before = self.sent.len();
+        while let Some(outgoing) = self.core.poll_frame(self.session) {
+            let (entry, seq) = (outgoing.entry, outgoing.frame.change.seq());
+            self.sent.push(seq);
+            self.core.handle_sent(self.session, entry);
+        }
+        self.sent.len() - before
+    }
+
+    fn ack(&mut self, ordinal: usize) {
+        let (at, seq) = (ordinal as u64, self.sent[ordinal]);
+        let ack = Ack { first: at, last: at, first_seq: seq, last_seq: seq };
+        self.core.handle_ack(self.session, ack).unwrap();
+    }
+
+    /// What the timer thread does once: the tick if it is due, then the pump. Answers how many records were sent.
+    fn serve(&mut self) -> usize {
+        if self.core.poll_timeout(self.session, self.now).is_some_and(|due| due <= self.now) {
+            let position = self.sent.len() as u64;
+            self.core.handle_timeout(self.session, self.now, position, position);
+        }
+        let sent = self.pump();
+        self.core.request_tick(self.session);
+        sent
+    }
+
+    /// When the timer thread wakes next.
+    fn next_wake(&self) -> Option<Instant> {
+        self.core.poll_timeout(self.session, self.now)
+    }
+}
+
+#[test]
+fn a_change_that_keeps_failing_wakes_the_timer_for_its_resends_only() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    bench.set(1, b"bad");
+    bench.pump();
+    bench.core.request_tick(bench.session);
+    let end = bench.now + Duration::from_secs(60);
+    let (mut wakes, mut resends) = (0, 0);
+    while let Some(wake) = bench.next_wake()
+        && wake < end
+    {
+        bench.now = bench.now.max(wake);
+        resends += bench.serve();
+        wakes += 1;
+        assert!(wakes < 1000, "{resends} resends took {wakes} wakes");
+    }
+    assert!((10..25).contains(&resends), "{resends} resends in a minute, backing off to one every 5 s");
+}
