@@ -259,6 +259,8 @@ impl World {
                 self.source.handle_timeout(link.session, self.now, link.written, released);
                 let again = self.source.request_tick(link.session);
                 assert!(!again, "a tick asks for no other at once: the timer thread would never sleep");
+                let next = self.source.poll_timeout(link.session, self.now);
+                assert!(next.is_none_or(|next| next > self.now), "what a tick leaves waits for the next one");
             }
         }
     }

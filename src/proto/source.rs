@@ -269,7 +269,10 @@ impl SourceCore {
             session.ticking = false;
             return;
         }
-        session.resend_due(now, released, &self.policy, &self.store);
+        // A tick that was asked for only notes what was sent until now.
+        if session.timer.next_tick().is_some_and(|due| due <= now) {
+            session.resend_due(now, released, &self.policy, &self.store);
+        }
         session.ticking = session.timer.scanned() < next_ordinal;
         session.timer.finish_tick(now, next_ordinal, written, session.ticking, &self.policy);
     }

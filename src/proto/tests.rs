@@ -86,3 +86,29 @@ fn a_change_that_keeps_failing_wakes_the_timer_for_its_resends_only() {
     }
     assert!((10..25).contains(&resends), "{resends} resends in a minute, backing off to one every 5 s");
 }
+
+#[test]
+fn what_a_tick_has_no_budget_for_waits_for_the_next_tick() {
+    let policy =
+        ResendPolicy { max_entries_per_message: 1, max_messages_per_tick: 1, ..ResendPolicy::default() };
+    let tick = policy.tick();
+    let mut bench = Bench::new(policy);
+    for key in 0..100 {
+        bench.set(key, b"bad");
+    }
+    bench.pump();
+    bench.core.request_tick(bench.session);
+    let end = bench.now + Duration::from_secs(60);
+    let mut last = bench.now;
+    while let Some(wake) = bench.next_wake()
+        && wake < end
+    {
+        bench.now = bench.now.max(wake);
+        let sent = bench.serve();
+        assert!(sent <= 1, "{sent} records in one tick");
+        if sent > 0 {
+            assert!(bench.now - last >= tick, "two ticks within {:?}", bench.now - last);
+            last = bench.now;
+        }
+    }
+}
