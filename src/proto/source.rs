@@ -210,8 +210,7 @@ impl SourceCore {
         let Some(session) = self.sessions[id].as_mut() else { return };
         session.counters.sent += 1;
         session.counters.resent += u64::from(session.cache.entry(entry).attempts() > 0);
-        let change = session.cache.change_of(entry, &self.store);
-        let first = session.cache.handle_sent(entry, change);
+        let first = session.cache.handle_sent(entry, &self.store);
         session.replay_goes = !session.replay_goes;
         if session.replay_goes {
             session.replay.turn();
