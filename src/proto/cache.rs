@@ -171,6 +171,11 @@ impl CacheEntry {
     pub(crate) fn attempts(self) -> u8 {
         self.attempts
     }
+
+    /// The flushes that wait for this entry, a bit for each.
+    pub(crate) fn flushes(self) -> u16 {
+        self.flushes
+    }
 }
 
 /// A record in the ring or beyond.
@@ -362,9 +367,11 @@ impl SyncCache {
         }
     }
 
-    /// A flush begins: it waits for all that is unacknowledged now.
-    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) {
+    /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items that were never
+    /// sent.
+    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) -> usize {
         let bit = 1 << flush;
+        let mut never_sent = 0;
         for at in 0..self.in_flight.len() {
             let record = self.in_flight[at];
             if self.is_newest(&record, store) {
@@ -376,9 +383,22 @@ impl SyncCache {
         for at in 0..self.control.len() + self.waiting.len() {
             let queued = self.control.get(at).or_else(|| self.waiting.get(at - self.control.len()));
             let id = *queued.expect("an index below both lengths");
-            if self.entry(id).has(CacheEntry::WAITING) {
+            let entry = self.entry(id);
+            if entry.is_waiting() {
                 self.flush_left[flush] += usize::from(self.wait_for(id, bit));
+                never_sent += usize::from(id.is_item() && !entry.is_sent());
             }
+        }
+        never_sent
+    }
+
+    /// These flushes, which did not wait for the entry yet, do so now.
+    pub(crate) fn add_flushes(&mut self, id: EntryId, flushes: u16) {
+        let entry = self.entry_mut(id);
+        debug_assert_eq!(entry.flushes & flushes, 0);
+        entry.flushes |= flushes;
+        for flush in bits(flushes) {
+            self.flush_left[flush] += 1;
         }
     }
 
@@ -437,10 +457,9 @@ impl SyncCache {
         self.count_satisfied(satisfied);
     }
 
-    fn count_satisfied(&mut self, mut flushes: u16) {
-        while flushes != 0 {
-            self.flush_left[flushes.trailing_zeros() as usize] -= 1;
-            flushes &= flushes - 1;
+    fn count_satisfied(&mut self, flushes: u16) {
+        for flush in bits(flushes) {
+            self.flush_left[flush] -= 1;
         }
     }
 
@@ -542,6 +561,15 @@ impl SyncCache {
         }
         None
     }
+}
+
+/// The numbers of the bits that are set.
+pub(super) fn bits(mut set: u16) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.checked_ilog2()?;
+        set &= !(1 << bit);
+        Some(bit as usize)
+    })
 }
 
 /// Where the first record from an ordinal on lies. If nothing between was dropped, the first guess is right.

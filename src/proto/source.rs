@@ -146,7 +146,9 @@ impl SourceCore {
                 session.counters.coalesced += u64::from(session.cache.record(entry, true));
                 self.store.owe_remove(id);
             } else {
-                session.counters.coalesced += u64::from(session.cache.entry(entry).is_unacked());
+                let before = session.cache.entry(entry);
+                session.counters.coalesced += u64::from(before.is_unacked());
+                session.replay.take_flushes(created, before.flushes());
                 session.cache.forget(entry);
                 if session.replay.handle_named(table, created) {
                     session.mark_end(table, &mut self.store);
@@ -171,7 +173,7 @@ impl SourceCore {
     pub(crate) fn attach(&mut self) -> SessionId {
         let mut session = Session {
             cache: SyncCache::default(),
-            replay: Replay::default(),
+            replay: Replay::new(),
             timer: ResendTimer::new(),
             ticking: false,
             tick_requested: false,
@@ -210,6 +212,13 @@ impl SourceCore {
         let Some(session) = self.sessions[id].as_mut() else { return };
         session.counters.sent += 1;
         session.counters.resent += u64::from(session.cache.entry(entry).attempts() > 0);
+        let before = session.cache.entry(entry);
+        if let EntryKind::Item(item) = entry.kind()
+            && !before.is_sent()
+        {
+            let flushes = session.replay.take_flushes(self.store.item(item).created, before.flushes());
+            session.cache.add_flushes(entry, flushes);
+        }
         let first = session.cache.handle_sent(entry, &self.store);
         session.replay_goes = !session.replay_goes;
         if session.replay_goes {
@@ -296,18 +305,21 @@ impl SourceCore {
     /// A flush begins on every session; `flush` is a number below [`MAX_FLUSHES`] that is not in use.
     pub(crate) fn start_flush(&mut self, flush: usize) {
         for session in self.sessions.iter_mut().flatten() {
-            session.cache.start_flush(flush, &self.store);
+            let never_sent = session.cache.start_flush(flush, &self.store);
+            session.replay.start_flush(flush, never_sent, self.store.last_change());
         }
     }
 
-    /// The entries of a session that a flush still waits for.
+    /// The items of a session that a flush still waits for.
     pub(crate) fn flush_left(&self, id: SessionId, flush: usize) -> usize {
-        self.sessions[id].as_ref().map_or(0, |session| session.cache.flush_left(flush))
+        let left = |session: &Session| session.cache.flush_left(flush) + session.replay.flush_left(flush);
+        self.sessions[id].as_ref().map_or(0, left)
     }
 
     pub(crate) fn end_flush(&mut self, flush: usize) {
         for session in self.sessions.iter_mut().flatten() {
             session.cache.end_flush(flush);
+            session.replay.end_flush(flush);
         }
     }
 }

@@ -112,3 +112,32 @@ fn what_a_tick_has_no_budget_for_waits_for_the_next_tick() {
         }
     }
 }
+
+#[test]
+fn a_flush_waits_for_what_the_replay_has_not_sent() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    for key in 0..10 {
+        bench.set(key, b"before the attach");
+    }
+    bench.core.detach(bench.session);
+    bench.session = bench.core.attach();
+    bench.sent.clear();
+    bench.set(0, b"changed before it was sent");
+    bench.core.start_flush(3);
+    let left = |bench: &Bench| bench.core.flush_left(bench.session, 3);
+    assert_eq!(left(&bench), 11, "all items, and the table's name");
+    bench.set(1, b"changed since");
+    bench.set(10, b"created since");
+    for key in [0, 1, 2u32, 10] {
+        bench.core.remove(bench.table, &key.to_opcode().unwrap()).unwrap();
+    }
+    bench.set(2, b"created again");
+    assert_eq!(left(&bench), 8, "what was removed is waited for no more");
+    bench.pump();
+    assert_eq!(left(&bench), 8, "sent is not applied");
+    for ordinal in 0..bench.sent.len() {
+        bench.ack(ordinal);
+    }
+    assert_eq!(left(&bench), 0);
+    bench.core.end_flush(3);
+}
