@@ -141,3 +141,18 @@ fn a_flush_waits_for_what_the_replay_has_not_sent() {
     assert_eq!(left(&bench), 0);
     bench.core.end_flush(3);
 }
+
+#[test]
+fn a_flush_does_not_wait_for_the_newest_change_of_a_hot_item() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    bench.set(1, b"a");
+    bench.core.start_flush(0);
+    bench.pump();
+    let flushed = bench.sent.len() - 1;
+    bench.set(1, b"b");
+    bench.pump();
+    bench.set(1, b"c");
+    bench.ack(flushed);
+    assert_eq!(bench.core.flush_left(bench.session, 0), 0);
+    assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 1);
+}
