@@ -157,3 +157,7 @@ impl IncomingLink {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "incoming_tests.rs"]
+mod tests;

@@ -101,8 +101,11 @@ impl OutgoingLink {
 
     /// Asks the destination to ring when it acknowledges something, and takes in what it has acknowledged until then.
     pub(crate) fn await_acks(&mut self, core: &mut SourceCore) {
-        self.acks.start_waiting();
-        self.drain_acks(core);
+        // A link that broke may have stopped in the middle of its acks, and then it cannot wait.
+        if self.failed.is_none() {
+            self.acks.start_waiting();
+            self.drain_acks(core);
+        }
     }
 
     /// The destination has rung, or the source is awake anyway: it need not be rung.

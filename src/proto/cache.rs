@@ -11,8 +11,9 @@
 //! Invariants:
 //! 1. A record in the ring acknowledges its entry only if the change that it carried is still the entry's newest.
 //! 2. Each waiting entry has exactly one place in a queue (a queue may also hold places of entries that wait no more).
-//! 3. The in-flight list is sorted by ordinal and at most four times as long as there are entries, plus a constant:
-//!    records that were superseded leave it, so that one hot item cannot grow it.
+//! 3. The in-flight list is sorted by ordinal. Records that were superseded leave it, and so do older copies of a change
+//!    that was sent again: while no flush waits it is at most four times as long as there are entries, plus a constant,
+//!    so that neither a hot item nor one that keeps failing can grow it.
 //! 4. A flush waits for an entry if its bit is set there. The first record that was sent since, or was the newest in
 //!    flight then, carries the bit; no other does.
 
@@ -77,6 +78,8 @@ pub(crate) struct SyncCache {
     /// Items that wait, in the order in which they began to.
     waiting: VecDeque<EntryId>,
     in_flight: VecDeque<InFlight>,
+    /// At most how long the in-flight list was since it was last compacted, at its shortest.
+    compacted_len: usize,
     next_ordinal: u64,
     /// Entries that exist.
     unacked: usize,
@@ -138,6 +141,8 @@ impl CacheEntry {
     const QUEUED: u8 = 8;
     /// The newest change is a remove.
     const TOMBSTONE: u8 = 16;
+    /// Within [`SyncCache::compact`]: a record of the newest change was seen.
+    const KEPT: u8 = 32;
 
     fn has(self, flag: u8) -> bool {
         self.flags & flag != 0
@@ -165,6 +170,11 @@ impl CacheEntry {
 
     pub(crate) fn attempts(self) -> u8 {
         self.attempts
+    }
+
+    /// The flushes that wait for this entry, a bit for each.
+    pub(crate) fn flushes(self) -> u16 {
+        self.flushes
     }
 }
 
@@ -263,7 +273,8 @@ impl SyncCache {
     }
 
     /// The entry's newest change is in the ring, at the next ordinal. Answers whether it is the first of its item.
-    pub(crate) fn handle_sent(&mut self, id: EntryId, change: ChangeNumber) -> bool {
+    pub(crate) fn handle_sent(&mut self, id: EntryId, store: &Store) -> bool {
+        let change = self.change_of(id, store);
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
         let entry = self.entry_mut(id);
@@ -275,6 +286,7 @@ impl SyncCache {
         self.unacked += usize::from(!before.is_unacked());
         self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
         self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes });
+        self.compact_if_long(store);
         !before.is_sent()
     }
 
@@ -355,9 +367,11 @@ impl SyncCache {
         }
     }
 
-    /// A flush begins: it waits for all that is unacknowledged now.
-    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) {
+    /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items that were never
+    /// sent.
+    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) -> usize {
         let bit = 1 << flush;
+        let mut never_sent = 0;
         for at in 0..self.in_flight.len() {
             let record = self.in_flight[at];
             if self.is_newest(&record, store) {
@@ -369,9 +383,22 @@ impl SyncCache {
         for at in 0..self.control.len() + self.waiting.len() {
             let queued = self.control.get(at).or_else(|| self.waiting.get(at - self.control.len()));
             let id = *queued.expect("an index below both lengths");
-            if self.entry(id).has(CacheEntry::WAITING) {
+            let entry = self.entry(id);
+            if entry.is_waiting() {
                 self.flush_left[flush] += usize::from(self.wait_for(id, bit));
+                never_sent += usize::from(id.is_item() && !entry.is_sent());
             }
+        }
+        never_sent
+    }
+
+    /// These flushes, which did not wait for the entry yet, do so now.
+    pub(crate) fn add_flushes(&mut self, id: EntryId, flushes: u16) {
+        let entry = self.entry_mut(id);
+        debug_assert_eq!(entry.flushes & flushes, 0);
+        entry.flushes |= flushes;
+        for flush in bits(flushes) {
+            self.flush_left[flush] += 1;
         }
     }
 
@@ -430,10 +457,9 @@ impl SyncCache {
         self.count_satisfied(satisfied);
     }
 
-    fn count_satisfied(&mut self, mut flushes: u16) {
-        while flushes != 0 {
-            self.flush_left[flushes.trailing_zeros() as usize] -= 1;
-            flushes &= flushes - 1;
+    fn count_satisfied(&mut self, flushes: u16) {
+        for flush in bits(flushes) {
+            self.flush_left[flush] -= 1;
         }
     }
 
@@ -445,24 +471,52 @@ impl SyncCache {
         newly
     }
 
-    /// Keeps invariant 3, at a constant cost per record.
+    /// Shortens the in-flight list from its front, and keeps invariant 3.
     fn drop_superseded(&mut self, store: &Store) {
         while let Some(front) = self.in_flight.front()
             && !self.is_wanted(front, store)
         {
             self.in_flight.pop_front();
         }
-        if self.in_flight.len() > 4 * self.unacked + 64 {
-            let mut records = std::mem::take(&mut self.in_flight);
-            records.retain(|record| self.is_wanted(record, store));
-            self.in_flight = records;
+        self.compacted_len = self.compacted_len.min(self.in_flight.len());
+        self.compact_if_long(store);
+    }
+
+    /// A constant cost per record: the list has at least doubled since the last time.
+    fn compact_if_long(&mut self, store: &Store) {
+        let len = self.in_flight.len();
+        if len > 4 * self.unacked + 64 && len > 2 * self.compacted_len {
+            self.compact(store);
+            self.compacted_len = self.in_flight.len();
         }
+    }
+
+    /// Drops the records whose ack would tell nothing, and all but the newest copy of a change that was sent again.
+    fn compact(&mut self, store: &Store) {
+        let mut kept = VecDeque::new();
+        for record in std::mem::take(&mut self.in_flight).into_iter().rev() {
+            let newest = self.is_newest(&record, store) && !self.entry(record.entry).has(CacheEntry::KEPT);
+            if newest {
+                self.entry_mut(record.entry).flags |= CacheEntry::KEPT;
+            }
+            if newest || self.is_awaited(&record) {
+                kept.push_front(record);
+            }
+        }
+        for record in &kept {
+            self.entry_mut(record.entry).flags &= !CacheEntry::KEPT;
+        }
+        self.in_flight = kept;
     }
 
     /// Whether an ack of the record would still tell something.
     fn is_wanted(&self, record: &InFlight, store: &Store) -> bool {
-        let awaited = record.flushes != 0 && self.entry(record.entry).flushes & record.flushes != 0;
-        awaited || self.is_newest(record, store)
+        self.is_awaited(record) || self.is_newest(record, store)
+    }
+
+    /// Whether a flush waits for the record.
+    fn is_awaited(&self, record: &InFlight) -> bool {
+        record.flushes != 0 && self.entry(record.entry).flushes & record.flushes != 0
     }
 
     fn entry_mut(&mut self, id: EntryId) -> &mut CacheEntry {
@@ -509,6 +563,15 @@ impl SyncCache {
     }
 }
 
+/// The numbers of the bits that are set.
+pub(super) fn bits(mut set: u16) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.checked_ilog2()?;
+        set &= !(1 << bit);
+        Some(bit as usize)
+    })
+}
+
 /// Where the first record from an ordinal on lies. If nothing between was dropped, the first guess is right.
 fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
     let Some(front) = in_flight.front() else { return 0 };
@@ -517,4 +580,43 @@ fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
         return guess;
     }
     in_flight.partition_point(|record| record.ordinal < ordinal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::opcode::ToOpcode;
+    use crate::proto::store::Stored;
+    use crate::seq::SyncSeq;
+
+    #[test]
+    fn a_change_that_is_sent_again_for_ever_keeps_the_in_flight_list_short() {
+        let mut store = Store::new(SyncSeq::from(1));
+        let table = store.add_table("t").unwrap();
+        let mut cache = SyncCache::default();
+        let mut entries = Vec::new();
+        for key in 0..10u32 {
+            let Stored::Created(item) = store.set(table, key.to_opcode().unwrap(), b"bad", false) else {
+                unreachable!("no item is set twice");
+            };
+            entries.push(EntryId::item(item));
+            cache.record(entries[entries.len() - 1], false);
+        }
+        for round in 0..10_000 {
+            let id = entries[round % entries.len()];
+            cache.handle_sent(id, &store);
+            cache.resend(id);
+            assert!(cache.in_flight.len() <= 4 * cache.unacked() + 64, "{} records", cache.in_flight.len());
+        }
+        for &id in &entries {
+            let seq = cache.change_of(id, &store).seq();
+            cache.handle_sent(id, &store);
+            let last = cache.next_ordinal() - 1;
+            let ack = Ack { first: last, last, first_seq: seq, last_seq: seq };
+            let mut deleted = Vec::new();
+            cache.handle_ack(ack, &store, |gone| deleted.push(gone.entry)).unwrap();
+            assert_eq!(deleted, [id], "the newest copy's ack counts");
+        }
+        assert_eq!((cache.unacked(), cache.in_flight.len(), cache.failing()), (0, 0, 0));
+    }
 }

@@ -15,6 +15,8 @@ mod resend;
 mod sim;
 pub(crate) mod source;
 pub(crate) mod store;
+#[cfg(test)]
+mod tests;
 
 pub use resend::ResendPolicy;
 

@@ -4,19 +4,34 @@
 //! meanwhile is passed over. A table's end marker is due once the application has said `ready` and each item that was
 //! there at that time (or at the attach, if that came later) has been put in the ring or was removed. Items that were
 //! created later are no matter of the replay: whatever the destination holds under their opcodes is of an earlier life.
+//!
+//! An item that was not sent on this link has no entry in the sync cache unless it changed, so a flush that begins
+//! meanwhile counts these items here, and in the sync cache from when they are sent.
 
 use std::collections::VecDeque;
 
-use super::cache::{EntryId, SyncCache};
+use super::cache::{EntryId, MAX_FLUSHES, SyncCache, bits};
 use super::store::{Item, ItemId, Store, TableId, Value};
 use crate::seq::ChangeNumber;
 
 /// The replay of all tables to one destination.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Tables whose places were not all walked; they take turns.
     walking: VecDeque<TableId>,
+    /// The flushes that wait for items which have no entry yet, a bit for each.
+    flushes: u16,
+    /// By flush: what it waits for.
+    flush_gates: [FlushGate; MAX_FLUSHES],
+}
+
+/// Items that a flush waits for and that have neither been sent nor an entry in the sync cache.
+#[derive(Debug, Clone, Copy)]
+struct FlushGate {
+    /// They were created no later than this.
+    until: ChangeNumber,
+    left: usize,
 }
 
 #[derive(Debug)]
@@ -41,6 +56,15 @@ enum Gate {
 }
 
 impl Replay {
+    pub(crate) fn new() -> Replay {
+        Replay {
+            tables: Vec::new(),
+            walking: VecDeque::new(),
+            flushes: 0,
+            flush_gates: [FlushGate { until: ChangeNumber::NONE, left: 0 }; MAX_FLUSHES],
+        }
+    }
+
     /// Begins the replay of a table. Answers whether its end marker is due at once.
     pub(crate) fn add_table(&mut self, table: TableId, store: &Store) -> bool {
         assert!(self.tables.len() == usize::from(table), "tables are added in their order");
@@ -78,6 +102,39 @@ impl Replay {
             *left -= 1;
         }
         table.pass()
+    }
+
+    /// A flush begins. `entries` is the number of unsent items that have an entry in the sync cache, where the flush
+    /// waits for them.
+    pub(crate) fn start_flush(&mut self, flush: usize, entries: usize, now: ChangeNumber) {
+        let unsent: usize = self.tables.iter().map(|table| table.unsent as usize).sum();
+        let left = unsent - entries;
+        self.flush_gates[flush] = FlushGate { until: now, left };
+        self.flushes |= u16::from(left > 0) << flush;
+    }
+
+    /// Items that a flush still waits for here.
+    pub(crate) fn flush_left(&self, flush: usize) -> usize {
+        if self.flushes & (1 << flush) == 0 { 0 } else { self.flush_gates[flush].left }
+    }
+
+    pub(crate) fn end_flush(&mut self, flush: usize) {
+        self.flushes &= !(1 << flush);
+    }
+
+    /// An item is about to be sent for the first time on this link, or was removed before that. Answers which flushes
+    /// waited for it here, besides those that wait for its entry; they do so no more.
+    pub(crate) fn take_flushes(&mut self, created: ChangeNumber, of_entry: u16) -> u16 {
+        let mut taken = 0;
+        for flush in bits(self.flushes & !of_entry) {
+            let gate = &mut self.flush_gates[flush];
+            if created <= gate.until {
+                taken |= 1 << flush;
+                gate.left -= 1;
+                self.flushes &= !(u16::from(gate.left == 0) << flush);
+            }
+        }
+        taken
     }
 
     /// The item that goes next, if there is one.

@@ -158,7 +158,8 @@ impl<T> ResendTimer<T> {
         self.held.pop().map(|Reverse(held)| held.what)
     }
 
-    /// Ends a tick. `in_flight` says that there are records which were not scanned yet.
+    /// Ends a tick. `in_flight` says that there are records which were not scanned yet. The next tick is never sooner than
+    /// a tick's time, so that what one has no budget for really waits.
     pub(crate) fn finish_tick(
         &mut self,
         now: Instant,
@@ -167,9 +168,10 @@ impl<T> ResendTimer<T> {
         in_flight: bool,
         policy: &ResendPolicy,
     ) {
+        let tick = now + policy.tick();
         if !in_flight {
             self.marks.clear();
-            self.next_tick = self.held.peek().map(|Reverse(held)| held.due);
+            self.next_tick = self.held.peek().map(|Reverse(held)| held.due.max(tick));
             return;
         }
         if self.marks.back().is_none_or(|mark| mark.next_ordinal < next_ordinal) {
@@ -178,8 +180,7 @@ impl<T> ResendTimer<T> {
         if self.marks.len() > MAX_MARKS {
             self.marks.remove(1);
         }
-        let tick = now + policy.tick();
-        self.next_tick = Some(self.held.peek().map_or(tick, |Reverse(held)| held.due.min(tick)));
+        self.next_tick = Some(tick);
     }
 
     /// Nothing is unacknowledged: nothing is to be done.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::destination::{DestinationCore, Event};
 use super::resend::ResendPolicy;
 use super::source::{SessionId, SourceCore};
+use super::store::Value;
 use crate::opcode::{Opcode, ToOpcode};
 use crate::seq::SyncSeq;
 use crate::wire::Ack;
@@ -23,6 +24,17 @@ type Items = BTreeMap<(&'static str, Opcode), u64>;
 /// For each item, the version counter at each of its removals.
 type Removals = BTreeMap<(&'static str, Opcode), Vec<u64>>;
 
+/// What the source knows and the applications are checked against.
+#[derive(Default)]
+struct Truth {
+    items: Items,
+    removed_at: Removals,
+    /// Tables that this life of the source has called ready.
+    ready: HashSet<&'static str>,
+    /// The version counter when this life of the source began.
+    life_began: u64,
+}
+
 struct World {
     rng: fastrand::Rng,
     now: Instant,
@@ -32,10 +44,13 @@ struct World {
     policy: ResendPolicy,
     ring_records: usize,
     version: u64,
-    /// What the source holds.
-    truth: Items,
-    removed_at: Removals,
+    truth: Truth,
     destinations: Vec<Node>,
+    flushes: [Option<Flush>; 3],
+    /// For each table, the step from which on this life of the source has it, and that from which on it may be ready.
+    table_from: [(u32, u32); TABLES.len()],
+    steps: u32,
+    links: u64,
     faults: bool,
     seen: Seen,
 }
@@ -57,6 +72,18 @@ struct Seen {
     relinks: u64,
     destination_restarts: u64,
     source_restarts: u64,
+    flushes: u64,
+    flushes_in_replay: u64,
+}
+
+/// A flush that has not ended.
+struct Flush {
+    /// What was there when it began.
+    items: Items,
+    /// The version counter then.
+    version: u64,
+    /// The destinations that were attached then and have not yet acknowledged all, each with the number of its link.
+    left: Vec<(usize, u64)>,
 }
 
 struct Node {
@@ -67,6 +94,7 @@ struct Node {
 
 struct Link {
     session: SessionId,
+    number: u64,
     ring: VecDeque<Vec<u8>>,
     written: u64,
     acks: VecDeque<Ack>,
@@ -80,6 +108,8 @@ struct App {
     synced: HashSet<String>,
     /// Items that were set since the present epoch began.
     this_epoch: HashSet<(&'static str, Opcode)>,
+    /// Items that were set on the present link.
+    this_link: HashSet<(&'static str, Opcode)>,
 }
 
 impl World {
@@ -100,13 +130,17 @@ impl World {
             policy,
             ring_records: rng.usize(1..40),
             version: 0,
-            truth: Items::new(),
-            removed_at: Removals::new(),
+            truth: Truth::default(),
             destinations: Vec::new(),
+            flushes: [None, None, None],
+            table_from: [(0, 0); TABLES.len()],
+            steps: 0,
+            links: 0,
             faults: true,
             seen: Seen::default(),
             rng,
         };
+        world.draw_tables();
         for _ in 0..world.rng.usize(1..4) {
             world.destinations.push(Node {
                 core: DestinationCore::new(true),
@@ -120,13 +154,15 @@ impl World {
     fn run(&mut self) {
         for _ in 0..STEPS {
             self.step();
+            self.check_flushes();
         }
         self.faults = false;
-        for name in TABLES {
-            let table = self.source.table(name).unwrap();
-            self.source.ready(table);
+        self.table_from = [(0, 0); TABLES.len()];
+        for at in 0..TABLES.len() {
+            self.ready(at);
         }
         for _ in 0..QUIET_ROUNDS {
+            self.check_flushes();
             if self.is_quiet() {
                 return self.check_end();
             }
@@ -147,6 +183,7 @@ impl World {
     }
 
     fn step(&mut self) {
+        self.steps += 1;
         let node = self.rng.usize(..self.destinations.len());
         match self.rng.u32(..200) {
             0..70 => self.change(),
@@ -164,27 +201,97 @@ impl World {
             190..192 => self.relink(node),
             192..193 => self.restart_destination(node),
             193..194 => self.restart_source(),
+            194..197 => self.flush(),
             _ => {
-                let table = self.source.table(TABLES[self.rng.usize(..TABLES.len())]).unwrap();
+                let at = self.rng.usize(..TABLES.len());
+                self.ready(at);
+            }
+        }
+    }
+
+    /// Draws when this life of the source makes each of its tables, and when it may call it ready.
+    fn draw_tables(&mut self) {
+        for from in &mut self.table_from {
+            let made = self.steps + if self.rng.bool() { 0 } else { self.rng.u32(..STEPS) };
+            *from = (made, made + if self.rng.bool() { 0 } else { self.rng.u32(..STEPS) });
+        }
+    }
+
+    fn ready(&mut self, at: usize) {
+        let (made, ready) = self.table_from[at];
+        if self.steps >= made {
+            let table = self.source.table(TABLES[at]).unwrap();
+            if self.steps >= ready {
                 self.source.ready(table);
+                self.truth.ready.insert(TABLES[at]);
+            }
+        }
+    }
+
+    /// Begins a flush, in place of one that has waited for too long if need be.
+    fn flush(&mut self) {
+        let flush = self.rng.usize(..self.flushes.len());
+        if self.flushes[flush].take().is_some() {
+            self.source.end_flush(flush);
+        }
+        self.source.start_flush(flush);
+        let numbers = self.destinations.iter().map(|node| node.link.as_ref().map(|link| link.number));
+        let left = numbers.enumerate().filter_map(|(node, number)| Some((node, number?))).collect();
+        self.flushes[flush] = Some(Flush { items: self.truth.items.clone(), version: self.version, left });
+    }
+
+    /// Whom a flush waits for no more has applied all that was there when it began, or something newer.
+    fn check_flushes(&mut self) {
+        for (number, slot) in self.flushes.iter_mut().enumerate() {
+            let Some(flush) = slot else { continue };
+            flush.left.retain(|&(node, link_number)| {
+                let Node { link: Some(link), app, .. } = &self.destinations[node] else { return false };
+                if link.number != link_number {
+                    return false;
+                }
+                let state = self.source.session_state(link.session).unwrap();
+                if self.source.flush_left(link.session, number) > 0 {
+                    self.seen.flushes_in_replay += u64::from(state.replaying);
+                    return true;
+                }
+                self.seen.flushes += 1;
+                for (item, version) in &flush.items {
+                    let applied = app.items.get(item).is_some_and(|held| held >= version);
+                    assert!(
+                        applied || self.truth.was_removed(item, *version),
+                        "{item:?} was flushed and not applied"
+                    );
+                }
+                for item in app.items.keys().filter(|item| app.this_link.contains(item)) {
+                    let known = flush.items.contains_key(item) || app.items[item] > flush.version;
+                    assert!(known, "the remove of {item:?} was flushed and not applied");
+                }
+                false
+            });
+            if flush.left.is_empty() {
+                *slot = None;
+                self.source.end_flush(number);
             }
         }
     }
 
     fn change(&mut self) {
-        let (name, opcode) =
-            (TABLES[self.rng.usize(..TABLES.len())], self.rng.u32(..KEYS).to_opcode().unwrap());
+        let (at, opcode) = (self.rng.usize(..TABLES.len()), self.rng.u32(..KEYS).to_opcode().unwrap());
+        if self.steps < self.table_from[at].0 {
+            return;
+        }
+        let name = TABLES[at];
         let table = self.source.table(name).unwrap();
         self.version += 1;
         if self.rng.u32(..3) == 0 {
-            let was_there = self.truth.remove(&(name, opcode.clone())).is_some();
+            let was_there = self.truth.items.remove(&(name, opcode.clone())).is_some();
             assert_eq!(self.source.remove(table, &opcode).is_some(), was_there);
             if was_there {
-                self.removed_at.entry((name, opcode)).or_default().push(self.version);
+                self.truth.removed_at.entry((name, opcode)).or_default().push(self.version);
             }
         } else {
             self.source.set(table, opcode.clone(), &self.version.to_ne_bytes());
-            self.truth.insert((name, opcode), self.version);
+            self.truth.items.insert((name, opcode), self.version);
         }
     }
 
@@ -223,7 +330,7 @@ impl World {
                         self.seen.failed_handlers += 1;
                         return false;
                     }
-                    app.handle(event, &self.truth, &self.removed_at, &mut self.seen);
+                    app.handle(event, &self.truth, &mut self.seen);
                     true
                 };
                 core.handle_record(&record, handler).unwrap();
@@ -257,6 +364,10 @@ impl World {
             if self.source.poll_timeout(link.session, self.now).is_some_and(|due| due <= self.now) {
                 let released = link.written - link.ring.len() as u64;
                 self.source.handle_timeout(link.session, self.now, link.written, released);
+                let again = self.source.request_tick(link.session);
+                assert!(!again, "a tick asks for no other at once: the timer thread would never sleep");
+                let next = self.source.poll_timeout(link.session, self.now);
+                assert!(next.is_none_or(|next| next > self.now), "what a tick leaves waits for the next one");
             }
         }
     }
@@ -272,7 +383,15 @@ impl World {
             node.app.this_epoch.clear();
         }
         node.app.synced.clear();
-        node.link = Some(Link { session, ring: VecDeque::new(), written: 0, acks: VecDeque::new() });
+        node.app.this_link.clear();
+        self.links += 1;
+        node.link = Some(Link {
+            session,
+            number: self.links,
+            ring: VecDeque::new(),
+            written: 0,
+            acks: VecDeque::new(),
+        });
     }
 
     /// The link breaks with all that is on it.
@@ -299,13 +418,21 @@ impl World {
         self.epoch = self.rng.u64(..);
         self.source = SourceCore::new(self.policy.clone(), false, self.first_seq);
         self.version += 1;
-        for (item, version) in std::mem::take(&mut self.truth) {
-            if self.rng.bool() {
+        self.flushes = [None, None, None];
+        self.draw_tables();
+        self.truth.ready.clear();
+        self.truth.life_began = self.version;
+        for (item, version) in std::mem::take(&mut self.truth.items) {
+            let made = TABLES
+                .iter()
+                .zip(self.table_from)
+                .any(|(name, from)| *name == item.0 && from.0 <= self.steps);
+            if made && self.rng.bool() {
                 let table = self.source.table(item.0).unwrap();
                 self.source.set(table, item.1.clone(), &version.to_ne_bytes());
-                self.truth.insert(item, version);
+                self.truth.items.insert(item, version);
             } else {
-                self.removed_at.entry(item).or_default().push(self.version);
+                self.truth.removed_at.entry(item).or_default().push(self.version);
             }
         }
     }
@@ -325,7 +452,7 @@ impl World {
                 let state = self.source.session_state(link.session).unwrap();
                 state.unacked == 0 && !state.replaying && node.core.is_all_synced()
             })
-        })
+        }) && self.flushes.iter().all(Option::is_none)
     }
 
     fn check_end(&mut self) {
@@ -333,10 +460,10 @@ impl World {
             let session = self.destinations[node].link.as_ref().unwrap().session;
             self.collect(session, node);
             let Node { core, app, .. } = &self.destinations[node];
-            assert_eq!(app.items, self.truth, "destination {node}");
+            assert_eq!(app.items, self.truth.items, "destination {node}");
             for name in TABLES {
                 let kept: BTreeMap<_, _> = core.items(name).collect();
-                let expected = self.truth.iter().filter(|((table, _), _)| *table == name);
+                let expected = self.truth.items.iter().filter(|((table, _), _)| *table == name);
                 assert!(expected.clone().count() == kept.len());
                 for ((_, opcode), version) in expected {
                     assert_eq!(kept[opcode], version.to_ne_bytes());
@@ -346,15 +473,22 @@ impl World {
             assert_eq!((state.tombstones, state.failing), (0, 0));
         }
         for table in self.source.store().tables() {
-            let places = table.items().iter();
-            assert!(places.filter(|item| item.change > item.created).count() <= KEYS as usize);
+            let tombstones = table.items().iter().filter(|item| item.value == Value::Removed).count();
+            assert_eq!(tombstones, 0, "nobody owes the ack of a remove any more");
             assert!(table.items().len() <= KEYS as usize, "a removed item's place is used again");
         }
     }
 }
 
+impl Truth {
+    /// Whether the item was removed since it had that version.
+    fn was_removed(&self, item: &(&'static str, Opcode), version: u64) -> bool {
+        self.removed_at.get(item).is_some_and(|all| all.iter().any(|&at| at > version))
+    }
+}
+
 impl App {
-    fn handle(&mut self, event: Event<'_>, truth: &Items, removed_at: &Removals, seen: &mut Seen) {
+    fn handle(&mut self, event: Event<'_>, truth: &Truth, seen: &mut Seen) {
         match event {
             Event::Set { table, opcode, value, seq, replaced } => {
                 let version = u64::from_ne_bytes(value.try_into().unwrap());
@@ -362,7 +496,8 @@ impl App {
                 assert!(self.told.insert(seq), "change {seq} was handed over twice");
                 if let Some(&old) = self.items.get(&item) {
                     assert!(old <= version, "old value {version} of {item:?} after {old}");
-                    let gone = removed_at
+                    let gone = truth
+                        .removed_at
                         .get(&item)
                         .is_some_and(|all| all.iter().any(|at| (old..version).contains(at)));
                     let same_epoch = self.this_epoch.contains(&item);
@@ -370,15 +505,20 @@ impl App {
                 }
                 seen.replaced += u64::from(replaced);
                 self.this_epoch.insert(item.clone());
+                self.this_link.insert(item.clone());
                 self.items.insert(item, version);
             }
             Event::Removed { table, opcode, .. } => {
                 let item = item_named(table, opcode);
                 let held = self.items.remove(&item).expect("only what was handed over is removed");
-                let gone = removed_at.get(&item).is_some_and(|all| all.iter().any(|&at| at > held));
+                let gone = truth.was_removed(&item, held);
                 assert!(
-                    gone || !truth.contains_key(&item),
+                    gone || !truth.items.contains_key(&item),
                     "{item:?} was removed here but not at the source"
+                );
+                assert!(
+                    truth.ready.contains(item.0) || truth.was_removed(&item, held.max(truth.life_began)),
+                    "{item:?} was removed because its source has not loaded it yet"
                 );
             }
             Event::Synced { table } => {
@@ -425,7 +565,7 @@ fn replicas_converge_whatever_is_lost_repeated_or_restarted() {
 }
 
 impl Seen {
-    fn fields(&self) -> [u64; 14] {
+    fn fields(&self) -> [u64; 16] {
         [
             self.lost_records,
             self.repeated_records,
@@ -441,6 +581,8 @@ impl Seen {
             self.relinks,
             self.destination_restarts,
             self.source_restarts,
+            self.flushes,
+            self.flushes_in_replay,
         ]
     }
 
@@ -459,5 +601,7 @@ impl Seen {
         self.relinks += other.relinks;
         self.destination_restarts += other.destination_restarts;
         self.source_restarts += other.source_restarts;
+        self.flushes += other.flushes;
+        self.flushes_in_replay += other.flushes_in_replay;
     }
 }

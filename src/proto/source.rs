@@ -146,7 +146,9 @@ impl SourceCore {
                 session.counters.coalesced += u64::from(session.cache.record(entry, true));
                 self.store.owe_remove(id);
             } else {
-                session.counters.coalesced += u64::from(session.cache.entry(entry).is_unacked());
+                let before = session.cache.entry(entry);
+                session.counters.coalesced += u64::from(before.is_unacked());
+                session.replay.take_flushes(created, before.flushes());
                 session.cache.forget(entry);
                 if session.replay.handle_named(table, created) {
                     session.mark_end(table, &mut self.store);
@@ -171,7 +173,7 @@ impl SourceCore {
     pub(crate) fn attach(&mut self) -> SessionId {
         let mut session = Session {
             cache: SyncCache::default(),
-            replay: Replay::default(),
+            replay: Replay::new(),
             timer: ResendTimer::new(),
             ticking: false,
             tick_requested: false,
@@ -210,8 +212,14 @@ impl SourceCore {
         let Some(session) = self.sessions[id].as_mut() else { return };
         session.counters.sent += 1;
         session.counters.resent += u64::from(session.cache.entry(entry).attempts() > 0);
-        let change = session.cache.change_of(entry, &self.store);
-        let first = session.cache.handle_sent(entry, change);
+        let before = session.cache.entry(entry);
+        if let EntryKind::Item(item) = entry.kind()
+            && !before.is_sent()
+        {
+            let flushes = session.replay.take_flushes(self.store.item(item).created, before.flushes());
+            session.cache.add_flushes(entry, flushes);
+        }
+        let first = session.cache.handle_sent(entry, &self.store);
         session.replay_goes = !session.replay_goes;
         if session.replay_goes {
             session.replay.turn();
@@ -241,11 +249,12 @@ impl SourceCore {
         outcome
     }
 
-    /// Asks for a tick if something is unacknowledged and none is planned. Answers whether it did: then whoever keeps the
-    /// time must be told.
+    /// Asks for a tick if something was sent that no tick has looked at, and none is planned. Answers whether it did: then
+    /// whoever keeps the time must be told. What waits for room needs no tick, and what is held for later has its own.
     pub(crate) fn request_tick(&mut self, id: SessionId) -> bool {
         let Some(session) = self.sessions[id].as_mut() else { return false };
-        let request = !session.ticking && session.cache.unacked() > 0;
+        let unscanned = session.timer.scanned() < session.cache.next_ordinal();
+        let request = !session.ticking && unscanned && session.cache.unacked() > 0;
         session.ticking |= request;
         session.tick_requested |= request;
         request
@@ -268,7 +277,10 @@ impl SourceCore {
             session.ticking = false;
             return;
         }
-        session.resend_due(now, released, &self.policy, &self.store);
+        // A tick that was asked for only notes what was sent until now.
+        if session.timer.next_tick().is_some_and(|due| due <= now) {
+            session.resend_due(now, released, &self.policy, &self.store);
+        }
         session.ticking = session.timer.scanned() < next_ordinal;
         session.timer.finish_tick(now, next_ordinal, written, session.ticking, &self.policy);
     }
@@ -293,18 +305,21 @@ impl SourceCore {
     /// A flush begins on every session; `flush` is a number below [`MAX_FLUSHES`] that is not in use.
     pub(crate) fn start_flush(&mut self, flush: usize) {
         for session in self.sessions.iter_mut().flatten() {
-            session.cache.start_flush(flush, &self.store);
+            let never_sent = session.cache.start_flush(flush, &self.store);
+            session.replay.start_flush(flush, never_sent, self.store.last_change());
         }
     }
 
-    /// The entries of a session that a flush still waits for.
+    /// The items of a session that a flush still waits for.
     pub(crate) fn flush_left(&self, id: SessionId, flush: usize) -> usize {
-        self.sessions[id].as_ref().map_or(0, |session| session.cache.flush_left(flush))
+        let left = |session: &Session| session.cache.flush_left(flush) + session.replay.flush_left(flush);
+        self.sessions[id].as_ref().map_or(0, left)
     }
 
     pub(crate) fn end_flush(&mut self, flush: usize) {
         for session in self.sessions.iter_mut().flatten() {
             session.cache.end_flush(flush);
+            session.replay.end_flush(flush);
         }
     }
 }
