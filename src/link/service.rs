@@ -102,8 +102,11 @@ impl Shared {
     pub(crate) fn wait_flushed<'a>(
         &self,
         state: MutexGuard<'a, State>,
-        deadline: Instant,
+        deadline: Option<Instant>,
     ) -> MutexGuard<'a, State> {
+        let Some(deadline) = deadline else {
+            return self.flushed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
         let left = deadline.saturating_duration_since(Instant::now());
         self.flushed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
     }

@@ -51,7 +51,7 @@ pub(crate) enum RingerError {
     #[error("the peer's doorbell is {found}, expected one end of a pair of Unix sequenced-packet sockets")]
     NotABell { found: String },
     /// A system call failed.
-    #[error("the peer's doorbell cannot be taken over")]
+    #[error("the peer's doorbell cannot be taken over: {0}")]
     Os(#[from] io::Error),
 }
 

@@ -76,7 +76,7 @@ pub(crate) enum ReceiveError {
     )]
     DescriptorsCut { found: usize, max: usize },
     /// A system call failed.
-    #[error("receiving a message failed")]
+    #[error("receiving a message failed: {0}")]
     Os(#[from] io::Error),
 }
 
