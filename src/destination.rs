@@ -140,7 +140,7 @@ impl Destination {
         timeout: Duration,
         handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
-        self.recv_until(Some(Instant::now() + timeout), handler)
+        self.recv_until(deadline_after(timeout), handler)
     }
 
     /// As [`Destination::recv`], but does not wait at all.
@@ -437,6 +437,11 @@ impl Retry {
         self.at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MOST);
     }
+}
+
+/// When that time will be over; `None` if the clock does not go so far.
+pub(crate) fn deadline_after(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
 }
 
 /// Calls the handler; a panic is a failure of this event and of nothing else.

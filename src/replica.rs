@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait};
+use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait, deadline_after};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
 
@@ -98,10 +98,11 @@ impl Replica {
     /// # Errors
     /// [`SyncError`]; the replica is still good, and keeps what it has got so far.
     pub fn wait_synced(&mut self, timeout: Duration) -> Result<(), SyncError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         while !self.destination.is_all_synced() {
-            self.destination.recv_until(Some(deadline), |_| Ok(()))?;
-            if Instant::now() < deadline {
+            self.destination.recv_until(deadline, |_| Ok(()))?;
+            let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
+            if in_time || self.destination.is_all_synced() {
                 continue;
             }
             if !self.destination.is_attached() {

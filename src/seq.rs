@@ -8,7 +8,7 @@
 use std::fmt;
 
 /// A change's 32-bit sync sequence number: unique within its source until it wraps. Not ordered, on purpose.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct SyncSeq(u32);
 
 impl SyncSeq {

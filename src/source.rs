@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
+use crate::destination::deadline_after;
 use crate::link::greeting::{AllowedUsers, Host};
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
@@ -151,7 +152,7 @@ impl Source {
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.
     pub fn flush(&self, timeout: Duration) -> Result<Flushed, FlushError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         let mut state = self.handle.lock().map_err(|_| FlushError::Forked)?;
         let destinations = attached(&state);
         if destinations.is_empty() {
@@ -183,9 +184,12 @@ impl Source {
         outcome
     }
 
-    /// What the source counts, and the state of each destination.
+    /// What the source counts, and the state of each destination. In a forked child, which has no part in the source,
+    /// nothing but a [`last_error`](SourceStats::last_error) that says so.
     pub fn stats(&self) -> SourceStats {
-        let mut state = self.handle.shared.lock();
+        let Ok(mut state) = self.handle.lock() else {
+            return SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() };
+        };
         state.drain_acks();
         let mut stats = SourceStats {
             items: state.core.store().tables().iter().map(|table| u64::from(table.live)).sum(),
@@ -223,9 +227,10 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         let Some(thread) = self.timer_thread.take() else { return };
-        // In a forked child there is neither the thread nor a lock that could be relied upon.
+        // In a forked child there is neither the thread nor a lock that could be relied upon; the thread's handle may
+        // stand for one that the child has started since.
         if !self.handle.creator.is_this_process() {
-            return;
+            return std::mem::forget(thread);
         }
         self.handle.shared.close();
         if thread.join().is_err() && !std::thread::panicking() {
@@ -440,8 +445,9 @@ impl SourceOptions {
         let mode = if self.allowed_users.is_empty() { OWN_SOCKET } else { SHARED_SOCKET };
         let listener = SourceListener::bind(&place, mode)?;
         let socket = listener.path().to_path_buf();
-        let core = SourceCore::new(self.resend.clone(), self.send_equal, self.first_sync_seq);
-        let shared = Arc::new(Shared::new(core, self.resend, wake));
+        let resend = self.resend.bounded();
+        let core = SourceCore::new(resend.clone(), self.send_equal, self.first_sync_seq);
+        let shared = Arc::new(Shared::new(core, resend, wake));
         let allowed = AllowedUsers::new(&self.allowed_users);
         let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
         let service = Service::new(shared.clone(), host, listener);
@@ -474,7 +480,7 @@ fn flush_outcome(
     state: &State,
     flush: usize,
     destinations: &[DestinationId],
-    deadline: Instant,
+    deadline: Option<Instant>,
 ) -> Option<Result<Flushed, FlushError>> {
     let mut left = Vec::new();
     let mut gone = destinations.to_vec();
@@ -486,7 +492,8 @@ fn flush_outcome(
     }
     left.retain(|&(_, entries)| entries > 0);
     if !left.is_empty() {
-        return (Instant::now() >= deadline).then_some(Ok(Flushed::TimedOut(left)));
+        let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        return over.then_some(Ok(Flushed::TimedOut(left)));
     }
     let all = if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) };
     Some(Ok(all))

@@ -4,7 +4,7 @@ use crate::seq::SyncSeq;
 use crate::source::DestinationId;
 
 /// Numbers that a source counts from its beginning, and the state of its destinations.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceStats {
     /// Items held now.

@@ -25,7 +25,7 @@ use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::region::{OwnRegion, PeerRegion, RegionError};
 use crate::ring::{Consumer, Producer};
 use crate::source::DestinationId;
-use crate::sys::bell::{Bell, Ringer};
+use crate::sys::bell::{Bell, Ringer, RingerError};
 use crate::sys::process::{self, Credentials, Pidfd};
 use crate::sys::socket::{ReceiveError, Received, Sent, Socket};
 use crate::wire::{Accept, Hello, Refusal, Reply, WireError};
@@ -66,12 +66,24 @@ pub enum GreetingError {
     /// The peer's region cannot be used, or none could be made.
     #[error(transparent)]
     Region(#[from] RegionError),
+    /// The peer's greeting is too long, or comes with too many descriptors.
+    #[error(transparent)]
+    Receive(#[from] ReceiveError),
+    /// The peer's doorbell cannot be rung.
+    #[error(transparent)]
+    Bell(#[from] RingerError),
     /// The peer hung up.
     #[error("the peer hung up before the link was made")]
     HungUp,
     /// The peer said nothing.
     #[error("the peer did not answer within {} s", GREETING_TIMEOUT.as_secs())]
     TimedOut,
+    /// The peer said nothing, and others want its place.
+    #[error("the peer said nothing while {others} others connected")]
+    Crowded {
+        /// Connections that came after its own.
+        others: usize,
+    },
     /// A system call failed.
     #[error("a system call failed: {0}")]
     Io(#[from] io::Error),
@@ -136,7 +148,7 @@ impl Host {
         let theirs =
             Header { kind: Kind::Ack, ring_bytes: hello.ack_ring_bytes, identity: hello.incarnation };
         let theirs = Arc::new(PeerRegion::open(region, theirs, layout::MAX_RING_BYTES)?);
-        let ringer = take_ringer(bell_end)?;
+        let ringer = Ringer::from_fd(bell_end)?;
         let ours = Header { kind: Kind::Change, ring_bytes: self.ring_bytes, identity: self.epoch };
         let ours = Arc::new(OwnRegion::create(ours)?);
         let (bell, their_end) = Bell::new()?;
@@ -214,7 +226,7 @@ impl Greeting {
         let changes =
             Consumer::new(ConsumerMapping::new(ours.clone(), theirs.clone()), accept.change_ring_bytes);
         let acks = Producer::new(ProducerMapping::new(ours, theirs), self.ring_bytes);
-        let bells = (self.bell, take_ringer(bell_end)?);
+        let bells = (self.bell, Ringer::from_fd(bell_end)?);
         let link = IncomingLink::new((self.socket, pidfd), bells, changes, acks);
         Ok(Ok(Attached { link, epoch: accept.epoch, pid: self.peer.pid }))
     }
@@ -248,11 +260,7 @@ type Message = (Vec<u8>, Vec<OwnedFd>);
 /// The peer's greeting, if it has come.
 fn receive(socket: &Socket) -> Result<Option<Message>, GreetingError> {
     let mut message = vec![0; Hello::MAX_BYTES];
-    let received = socket.recv(&mut message, FDS).map_err(|error| match error {
-        ReceiveError::Os(error) => GreetingError::Io(error),
-        error => GreetingError::Io(io::Error::other(error.to_string())),
-    });
-    match received? {
+    match socket.recv(&mut message, FDS)? {
         Received::WouldBlock => Ok(None),
         Received::Closed => Err(GreetingError::HungUp),
         Received::Message { len, fds } => {
@@ -264,8 +272,4 @@ fn receive(socket: &Socket) -> Result<Option<Message>, GreetingError> {
 
 fn two(fds: Vec<OwnedFd>) -> Result<[OwnedFd; FDS], GreetingError> {
     fds.try_into().map_err(|fds: Vec<OwnedFd>| GreetingError::Descriptors { found: fds.len() })
-}
-
-fn take_ringer(fd: OwnedFd) -> Result<Ringer, GreetingError> {
-    Ringer::from_fd(fd).map_err(|error| GreetingError::Io(io::Error::other(error.to_string())))
 }

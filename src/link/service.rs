@@ -56,7 +56,7 @@ pub(crate) struct ServiceCounters {
 const FRAMES_PER_PUBLISH: u32 = 32;
 /// Frames that the timer thread sends on one link before it lets others have the lock.
 const FRAMES_PER_TURN: u32 = 1024;
-/// Connections that have not said hello yet; more wait in the socket's queue.
+/// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
 const MAX_STRANGERS: usize = 64;
 /// How long to leave the listener alone when no descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -102,8 +102,11 @@ impl Shared {
     pub(crate) fn wait_flushed<'a>(
         &self,
         state: MutexGuard<'a, State>,
-        deadline: Instant,
+        deadline: Option<Instant>,
     ) -> MutexGuard<'a, State> {
+        let Some(deadline) = deadline else {
+            return self.flushed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
         let left = deadline.saturating_duration_since(Instant::now());
         self.flushed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
     }
@@ -152,6 +155,11 @@ impl State {
             self.links.resize_with(session + 1, || None);
         }
         self.links[session] = Some(link);
+    }
+
+    fn refuse(&mut self, error: &GreetingError) {
+        self.counters.refused += 1;
+        self.counters.last_error = Some(format!("a destination was not taken: {error}"));
     }
 
     fn drop_all_links(&mut self) {
@@ -224,7 +232,7 @@ impl Service {
         self.set.clear();
         self.set.watch(self.shared.wake.as_fd(), Interest::Read);
         let mut deadline = self.accept_from;
-        if self.accept_from.is_none() && self.strangers.len() < MAX_STRANGERS {
+        if self.accept_from.is_none() {
             self.set.watch(self.listener.as_fd(), Interest::Read);
         }
         for (socket, since) in &self.strangers {
@@ -297,24 +305,26 @@ impl Service {
                     // The next turn sends it the first ring-full.
                     self.shared.wake.wake();
                 }
-                Err(error) => {
-                    let mut state = self.shared.lock();
-                    state.counters.refused += 1;
-                    state.counters.last_error = Some(format!("a destination was not taken: {error}"));
-                }
+                Err(error) => self.shared.lock().refuse(&error),
             }
         }
     }
 
+    /// Takes in those who have connected, at most as many as have a place: whoever came in this turn is greeted in the
+    /// next before it can lose its place again.
     fn accept(&mut self) {
         self.accept_from = self.accept_from.filter(|from| *from > Instant::now());
         if self.accept_from.is_some() {
             return;
         }
-        while self.strangers.len() < MAX_STRANGERS {
+        for _ in 0..MAX_STRANGERS {
             match self.listener.accept() {
                 Ok(None) => return,
                 Ok(Some(socket)) => {
+                    if self.strangers.len() == MAX_STRANGERS {
+                        self.strangers.remove(0);
+                        self.shared.lock().refuse(&GreetingError::Crowded { others: MAX_STRANGERS });
+                    }
                     self.strangers.push((socket, Instant::now()));
                     self.shared.wake.wake();
                 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResendPolicy {
     /// How long a change may stay unacknowledged, once it has left the ring, before it is sent again. The check is made
-    /// four times per interval.
+    /// four times per interval. [`Duration::MAX`] means never.
     pub interval: Duration,
     /// The interval doubles with each resend of the same change, up to this.
     pub max_interval: Duration,
@@ -41,6 +41,12 @@ impl Default for ResendPolicy {
 }
 
 impl ResendPolicy {
+    /// The same policy for a clock that may not reach its ends: an interval that no process outlives means never.
+    pub(crate) fn bounded(self) -> Self {
+        let [interval, max_interval] = [self.interval, self.max_interval].map(|time| time.min(NEVER));
+        ResendPolicy { interval, max_interval, ..self }
+    }
+
     /// The time between two ticks while something is unacknowledged.
     pub(crate) fn tick(&self) -> Duration {
         (self.interval / 4).max(Duration::from_millis(1))
@@ -52,6 +58,9 @@ impl ResendPolicy {
         self.interval.saturating_mul(factor).min(self.max_interval.max(self.interval))
     }
 }
+
+/// A hundred years, or so.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Counts what one tick sends again in whole messages.
 #[derive(Debug)]

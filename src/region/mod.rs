@@ -117,7 +117,7 @@ pub enum RegionError {
         expected: u64,
     },
     /// A system call failed.
-    #[error("{call} of a region failed")]
+    #[error("{call} of a region failed: {source}")]
     Os {
         /// What was tried.
         call: &'static str,

@@ -46,12 +46,15 @@ pub(crate) struct Ringer(OwnFd);
 /// Why a descriptor that a peer passed cannot be rung.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum RingerError {
+pub enum RingerError {
     /// It is something else, on which a write might block or do harm.
     #[error("the peer's doorbell is {found}, expected one end of a pair of Unix sequenced-packet sockets")]
-    NotABell { found: String },
+    NotABell {
+        /// What was found.
+        found: String,
+    },
     /// A system call failed.
-    #[error("the peer's doorbell cannot be taken over")]
+    #[error("the peer's doorbell cannot be taken over: {0}")]
     Os(#[from] io::Error),
 }
 

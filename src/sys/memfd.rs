@@ -42,7 +42,7 @@ pub enum CreateError {
         limit: u64,
     },
     /// The system has not that much memory left.
-    #[error("no room for {wanted} bytes of shared memory; free some or use a smaller ring_bytes")]
+    #[error("no room for {wanted} bytes of shared memory ({source}); free some or use a smaller ring_bytes")]
     NoSpace {
         /// In bytes.
         wanted: u64,
@@ -50,7 +50,7 @@ pub enum CreateError {
         source: io::Error,
     },
     /// A system call failed.
-    #[error("{call} of {wanted} bytes of shared memory failed")]
+    #[error("{call} of {wanted} bytes of shared memory failed: {source}")]
     Os {
         /// What was tried.
         call: &'static str,
@@ -105,7 +105,7 @@ pub enum CheckError {
         expected: u64,
     },
     /// A system call failed.
-    #[error("{call} on the peer's shared memory failed")]
+    #[error("{call} on the peer's shared memory failed: {source}")]
     Os {
         /// What was tried.
         call: &'static str,

@@ -65,18 +65,26 @@ pub(crate) enum Received {
 /// Why a message could not be received. It is gone then, and its descriptors are closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum ReceiveError {
+pub enum ReceiveError {
     /// The message is longer than any that was expected.
     #[error("the peer's message was cut off, expected one of at most {max} bytes")]
-    MessageCut { max: usize },
+    MessageCut {
+        /// The longest expected, in bytes.
+        max: usize,
+    },
     /// More descriptors came than were expected, or than this process can hold.
     #[error(
         "the peer's file descriptors were cut off after {found}, expected at most {max}: \
          it sent more, or this process has none left (RLIMIT_NOFILE)"
     )]
-    DescriptorsCut { found: usize, max: usize },
+    DescriptorsCut {
+        /// How many arrived.
+        found: usize,
+        /// The most expected.
+        max: usize,
+    },
     /// A system call failed.
-    #[error("receiving a message failed")]
+    #[error("receiving a message failed: {0}")]
     Os(#[from] io::Error),
 }
 

@@ -58,7 +58,7 @@ pub enum BindError {
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
     /// A system call failed.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}: {source}", path.display())]
     Os {
         /// What was tried.
         action: &'static str,

@@ -31,7 +31,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
-use place::Place;
+use place::{Place, RuntimeDirError};
 
 use crate::sys::socket::Socket;
 
@@ -68,8 +68,11 @@ pub enum ConnectError {
         /// Where.
         path: PathBuf,
     },
+    /// There is no directory in which a source could be.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
     /// A system call failed.
-    #[error("cannot connect to {}", path.display())]
+    #[error("cannot connect to {}: {source}", path.display())]
     Other {
         /// Where.
         path: PathBuf,
@@ -99,6 +102,13 @@ pub(crate) fn connect(place: &Place) -> Result<Socket, ConnectError> {
                 ConnectError::NotASource { path, found: kind_of(&found) }
             }
             _ => ConnectError::NoSource { path },
+        },
+        Some(libc::ENOTDIR) => match place.dir().path().metadata() {
+            Ok(found) if !found.is_dir() => {
+                let path = place.dir().path().to_owned();
+                RuntimeDirError::NotADirectory { path, found: kind_of(&found) }.into()
+            }
+            _ => ConnectError::Other { path, source: error },
         },
         _ => ConnectError::Other { path, source: error },
     })

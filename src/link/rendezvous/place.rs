@@ -102,7 +102,7 @@ pub enum RuntimeDirError {
         found: u32,
     },
     /// A system call failed.
-    #[error("cannot {action} runtime directory {}", path.display())]
+    #[error("cannot {action} runtime directory {}: {source}", path.display())]
     Os {
         /// What was tried.
         action: &'static str,
@@ -152,7 +152,7 @@ impl RuntimeDir {
         &self.path
     }
 
-    /// Creates it, with mode 0700, unless it exists; checks it, if we chose it.
+    /// Creates it, with mode 0700, unless it exists; checks whose it is, if we chose it.
     ///
     /// # Errors
     /// It cannot be created, or is not fit for us.
@@ -163,14 +163,15 @@ impl RuntimeDir {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(os("create")(error)),
             _ => {}
         }
-        if !self.by_default {
-            return Ok(());
-        }
-        // the link itself and not what it leads to: in /tmp, anybody may have made it
-        let found = std::fs::symlink_metadata(&self.path).map_err(os("examine"))?;
+        // of the one we chose, the link itself and not what it leads to: in /tmp, anybody may have made it
+        let found = if self.by_default { self.path.symlink_metadata() } else { self.path.metadata() };
+        let found = found.map_err(os("examine"))?;
         let path = self.path.clone();
         if !found.is_dir() {
             return Err(RuntimeDirError::NotADirectory { path, found: kind_of(&found) });
+        }
+        if !self.by_default {
+            return Ok(());
         }
         if found.uid() != own_uid() {
             return Err(RuntimeDirError::Owner { path, found: found.uid(), expected: own_uid() });

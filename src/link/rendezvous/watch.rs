@@ -30,7 +30,7 @@ pub(crate) enum WatchError {
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
     /// A system call failed; `EMFILE` and `ENOSPC` mean the limits in `/proc/sys/fs/inotify`.
-    #[error("cannot watch runtime directory {}", path.display())]
+    #[error("cannot watch runtime directory {}: {source}", path.display())]
     Os { path: PathBuf, source: io::Error },
 }
 
