@@ -10,7 +10,7 @@ use crate::link::LinkError;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::IncomingLink;
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
-use crate::link::rendezvous::watch::SourceWatch;
+use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
 use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
 use crate::sys::fork::Creator;
@@ -54,6 +54,7 @@ pub struct Destination {
     creator: Creator,
     core: DestinationCore,
     attachment: Attachment,
+    attached_at: Instant,
     retry: Retry,
     set: PollSet,
     /// When it was last seen that the source lives; `None` when there is reason to look.
@@ -97,10 +98,12 @@ struct Retry {
 
 /// The most records of one call.
 const RECORDS_PER_CALL: usize = 1024;
-/// How often a destination that is kept busy or spins looks whether its source lives.
+/// How often a destination that finds its ring empty looks whether its source lives.
 const SOURCE_CHECK: Duration = Duration::from_millis(1);
 /// How often an empty ring is looked at before anything else is.
 const SPINS: usize = 256;
+/// A link that breaks sooner than this is not made again at once.
+const SHORT_LIVED: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -119,8 +122,8 @@ impl Destination {
         DestinationOptions::default()
     }
 
-    /// Waits for events, hands them over and acknowledges those that were applied. Answers how many records it took in,
-    /// at most 1024.
+    /// Waits for events, hands them over and acknowledges those that were applied. Answers how many records it took in, at
+    /// most 1024; that a source was found or lost counts as one.
     ///
     /// The handler's error, or a panic in it, means: not applied. That change comes again, with its newest value; others
     /// are not held up.
@@ -260,7 +263,6 @@ impl Destination {
                     return Ok(received);
                 }
                 self.detach(handler);
-                self.retry = Retry { at: Instant::now(), pause: RETRY_FIRST };
                 Ok(1)
             }
             Err(error) => Err(self.lose_link(error, handler)),
@@ -269,9 +271,17 @@ impl Destination {
 
     fn look_for_source(&mut self) -> Result<(), RecvError> {
         let Attachment::Detached(watch) = &mut self.attachment else { return Ok(()) };
-        // Watching first, so that a source that appears in between is not missed. Without a watch the retry must do.
+        // Watching first, so that a source that appears in between is not missed.
         if watch.is_none() {
-            *watch = SourceWatch::new(&self.place).ok();
+            match SourceWatch::new(&self.place) {
+                Ok(new) => *watch = Some(new),
+                Err(WatchError::RuntimeDir(error)) => {
+                    self.retry.later();
+                    return Err(error.into());
+                }
+                // The system has no watches left: the retry must do.
+                Err(WatchError::Os { .. }) => {}
+            }
         }
         let watched = watch.is_some();
         match rendezvous::connect(&self.place) {
@@ -322,7 +332,7 @@ impl Destination {
             }
             Ok(Ok(Attached { link, epoch, pid })) => {
                 self.attachment = Attachment::Attached(Box::new(link));
-                self.retry.pause = RETRY_FIRST;
+                self.attached_at = Instant::now();
                 let restarted = self.core.attach(epoch);
                 let event = Event::SourceFound { pid: pid.unsigned_abs(), restarted };
                 hand_over(event, handler, &mut self.last_failure);
@@ -346,12 +356,17 @@ impl Destination {
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
     ) -> RecvError {
         self.detach(handler);
-        self.retry.later();
         RecvError::Link(error)
     }
 
+    /// The link is gone: the next calls look for the source at once, unless this one broke as soon as it stood.
     fn detach(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) {
         self.attachment = Attachment::Detached(None);
+        if self.attached_at.elapsed() < SHORT_LIVED {
+            self.retry.later();
+        } else {
+            self.retry = Retry::now();
+        }
         self.core.detach();
         hand_over(Event::SourceLost, handler, &mut self.last_failure);
     }
@@ -424,7 +439,8 @@ impl DestinationOptions {
             creator: Creator::here()?,
             core: DestinationCore::new(keep_values),
             attachment: Attachment::Detached(None),
-            retry: Retry { at: now, pause: RETRY_FIRST },
+            attached_at: now,
+            retry: Retry::now(),
             set: PollSet::new(),
             source_seen: None,
             last_failure: None,
@@ -433,6 +449,10 @@ impl DestinationOptions {
 }
 
 impl Retry {
+    fn now() -> Retry {
+        Retry { at: Instant::now(), pause: RETRY_FIRST }
+    }
+
     fn later(&mut self) {
         self.at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MOST);
@@ -483,6 +503,9 @@ pub enum ConnectionError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
     /// What lies under the source's name cannot be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),

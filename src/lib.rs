@@ -1,4 +1,54 @@
-//! Keeps keyed state identical in several processes of one host.
+//! Keeps keyed state identical in several processes of one host: one process, the [`Source`], owns a set of items; others,
+//! the [`Destination`]s, come to hold the same, at the latency of a cache-line transfer, and without fail.
+//!
+//! Each change travels as one record through a lock-free ring in shared memory and is acknowledged once the destination's
+//! handler has applied it. What is unacknowledged stays in the source's sync cache, one entry per item, and is sent again
+//! with its newest value. A slow destination therefore costs its source a bounded amount of memory and others nothing; one
+//! that attaches late, or again, gets the full state, and then an end marker at which it removes what is gone.
+//!
+//! ```
+//! use std::time::Duration;
+//! use shmirror::{Replica, Source};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let (source_options, replica_options) = (
+//! #     Source::options().runtime_dir(dir.path()), Replica::options().runtime_dir(dir.path()));
+//! // The process that owns the state: a socket under this name, and a timer thread.
+//! let source = source_options.create("routes")?;
+//! let ipv4 = source.table("ipv4")?;
+//! ipv4.set((254u32, "10.0.0.0/8"), "via 192.0.2.1")?; // an opcode is one datum or a group of data
+//! ipv4.set((254u32, "10.1.0.0/16"), "via 192.0.2.2")?;
+//! ipv4.ready(); // loaded: who holds more than this may remove it
+//!
+//! // A process that just wants the map.
+//! let mut replica = replica_options.connect("routes")?;
+//! replica.wait_synced(Duration::from_secs(5))?;
+//! assert_eq!(replica.table("ipv4").get((254u32, "10.0.0.0/8")), Some(&b"via 192.0.2.1"[..]));
+//!
+//! ipv4.remove((254u32, "10.1.0.0/16"))?;
+//! while replica.table("ipv4").len() > 1 {
+//!     replica.wait(Duration::from_secs(5))?;
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Where to go from here
+//!
+//! - [`Source`], [`Table`]: set, remove, edit, ready, flush. [`SourceOptions`]: ring size, resend policy, users.
+//! - [`Destination`]: events with acknowledgement, for a process with tables of its own. [`Replica`]: the map, kept for you.
+//! - [`Opcode`]: how items are identified. [`SourceStats`], [`DestinationStats`]: what happens, in numbers.
+//!
+//! # What it promises
+//!
+//! - A publisher never waits for a destination, and nothing is lost: what does not fit stays in the sync cache.
+//! - Changes of one item are applied in the order of the calls; intermediate values may be left out (and are counted).
+//! - No change is handed to the application twice within one life of a source, and none is acknowledged before it was
+//!   applied. A handler that fails gets the item again.
+//! - A destination removes what its source does not have when, and only when, the source has said
+//!   [`ready`](Table::ready) and named all that it has.
+//! - Peers are checked, not trusted: each side can write its own memory only, and nonsense in it closes one link.
+//!
+//! 64-bit Linux only; Linux 5.3 or later (memfd seals, pidfds).
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
@@ -28,11 +78,15 @@ pub use opcode::{FromOpcode, Opcode, OpcodeError, OpcodeWriter, ToOpcode};
 pub use proto::destination::{DestinationStats, Event, HandlerResult};
 pub use proto::{ProtocolError, ResendPolicy};
 pub use region::RegionError;
+pub use region::layout::Kind as RegionKind;
 pub use replica::{Replica, ReplicaOptions, ReplicaTable, SyncError};
 pub use ring::RingError;
 pub use seq::SyncSeq;
 pub use source::{
-    CreateError, DestinationId, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
+    CreateError, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
 };
-pub use stats::{DestinationState, SourceStats};
+pub use stats::{DestinationId, DestinationState, SourceStats};
+pub use sys::bell::RingerError;
+pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
+pub use sys::socket::ReceiveError;
 pub use wire::WireError;

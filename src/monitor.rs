@@ -5,8 +5,39 @@
 
 use std::ops::{Deref, DerefMut};
 
-use crate::opcode::Opcode;
+use crate::opcode::{Opcode, ToOpcode};
 use crate::source::{Sent, SetError, Table};
+
+impl Table {
+    /// The value of an item to be changed in place; it is published when the guard is dropped, if it has changed.
+    /// An item that is not there begins empty.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let source = shmirror::Source::options().runtime_dir(dir.path()).create("ports")?;
+    /// let ports = source.table("ports")?;
+    /// ports.edit("eth0")?.extend_from_slice(b"up");
+    /// assert_eq!(ports.get("eth0").as_deref(), Some(&b"up"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SetError`].
+    pub fn edit(&self, opcode: impl ToOpcode) -> Result<EditGuard<'_>, SetError> {
+        let opcode = opcode.to_opcode()?;
+        drop(self.lock()?);
+        let before = self.get(&opcode);
+        let value = before.clone().unwrap_or_default();
+        Ok(EditGuard { table: self, opcode, before, value, published: false })
+    }
+
+    /// Notes an error that has no caller to go to.
+    fn report(&self, error: &SetError) {
+        if let Ok(mut state) = self.lock() {
+            state.counters.last_error = Some(format!("an edited item was not published: {error}"));
+        }
+    }
+}
 
 /// A copy of an item's value, published when the guard is dropped if it differs from what the item had.
 ///
@@ -20,12 +51,7 @@ pub struct EditGuard<'a> {
     published: bool,
 }
 
-impl<'a> EditGuard<'a> {
-    pub(crate) fn new(table: &'a Table, opcode: Opcode, before: Option<Vec<u8>>) -> EditGuard<'a> {
-        let value = before.clone().unwrap_or_default();
-        EditGuard { table, opcode, before, value, published: false }
-    }
-
+impl EditGuard<'_> {
     /// Publishes now, and says what became of it. A drop does the same, and an error then shows in
     /// [`SourceStats::last_error`](crate::SourceStats::last_error).
     ///

@@ -13,7 +13,6 @@ use crate::link::greeting::{AllowedUsers, Host};
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
 use crate::link::service::{Service, Shared, State};
-use crate::monitor::EditGuard;
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
 use crate::proto::ResendPolicy;
 use crate::proto::source::SourceCore;
@@ -21,7 +20,7 @@ use crate::proto::store::{ItemId, Stored, TableId, Value};
 use crate::region::layout;
 use crate::ring;
 use crate::seq::SyncSeq;
-use crate::stats::{DestinationState, SourceStats};
+use crate::stats::{DestinationId, DestinationState, SourceStats};
 use crate::sys::fork::Creator;
 use crate::sys::process;
 use crate::sys::wake::Wake;
@@ -85,9 +84,11 @@ pub struct SourceOptions {
 /// What became of a change, as far as is known when the call returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// It is in the ring of every destination that is attached.
+    /// Nothing is left to be sent: it is in the ring of every destination that is attached, if there is any and it needs
+    /// to know.
     Now,
-    /// The ring of at least one destination is full. The change is in its sync cache and follows by itself.
+    /// It has yet to be put in the ring of at least one destination, which is full or has others in front. It is in that
+    /// destination's sync cache and follows by itself.
     Deferred,
     /// The item had this value already, or there was none to remove: no change.
     Unchanged,
@@ -105,16 +106,6 @@ pub enum Flushed {
     Gone(Vec<DestinationId>),
     /// The time is over; each of these has not yet applied so many items.
     TimedOut(Vec<(DestinationId, usize)>),
-}
-
-/// One attachment of a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct DestinationId {
-    /// The destination's process.
-    pub pid: u32,
-    /// Counts the attachments to this source, from 1.
-    pub attachment: u64,
 }
 
 impl Source {
@@ -293,27 +284,6 @@ impl Table {
         }
     }
 
-    /// The value of an item to be changed in place; it is published when the guard is dropped, if it has changed.
-    /// An item that is not there begins empty.
-    ///
-    /// ```
-    /// # let dir = tempfile::tempdir()?;
-    /// # let source = shmirror::Source::options().runtime_dir(dir.path()).create("ports")?;
-    /// let ports = source.table("ports")?;
-    /// ports.edit("eth0")?.extend_from_slice(b"up");
-    /// assert_eq!(ports.get("eth0").as_deref(), Some(&b"up"[..]));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`SetError`].
-    pub fn edit(&self, opcode: impl ToOpcode) -> Result<EditGuard<'_>, SetError> {
-        let opcode = opcode.to_opcode()?;
-        drop(self.lock()?);
-        let before = self.get(&opcode);
-        Ok(EditGuard::new(self, opcode, before))
-    }
-
     /// Number of items.
     pub fn len(&self) -> usize {
         self.lock().map_or(0, |state| state.core.store().tables()[usize::from(self.id)].live as usize)
@@ -335,14 +305,7 @@ impl Table {
         )
     }
 
-    /// Notes an error that has no caller to go to.
-    pub(crate) fn report(&self, error: &SetError) {
-        if let Ok(mut state) = self.lock() {
-            state.counters.last_error = Some(format!("an edited item was not published: {error}"));
-        }
-    }
-
-    fn lock(&self) -> Result<MutexGuard<'_, State>, SetError> {
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, State>, SetError> {
         let state = self.handle.lock().map_err(|_| SetError::Forked)?;
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
     }

@@ -1,7 +1,6 @@
 //! What can be seen of a source from outside.
 
 use crate::seq::SyncSeq;
-use crate::source::DestinationId;
 
 /// Numbers that a source counts from its beginning, and the state of its destinations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,4 +46,14 @@ pub struct DestinationState {
     pub coalesced: u64,
     /// Entries that it acknowledged.
     pub acked: u64,
+}
+
+/// One attachment of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct DestinationId {
+    /// The destination's process.
+    pub pid: u32,
+    /// Counts the attachments to this source, from 1.
+    pub attachment: u64,
 }

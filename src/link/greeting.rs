@@ -3,8 +3,8 @@
 //! ```text
 //! destination                                        source
 //!     | connect                                        |
-//!     | Hello + [ack region, bell to ring]   ------->  |  checks user, version, region
-//!     |  <-------  Accept + [change region, bell to ring], or Refuse with a reason
+//!     | Hello + [ack region, end of its bell]   ------->  |  checks user, version, region
+//!     |  <-------  Accept + [change region, end of its bell], or Refuse with a reason
 //!     | checks user, version, region                   |
 //!     |  <======== the two rings ========>             |
 //! ```
@@ -24,7 +24,7 @@ use crate::region::layout::{self, Header, Kind};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::region::{OwnRegion, PeerRegion, RegionError};
 use crate::ring::{Consumer, Producer};
-use crate::source::DestinationId;
+use crate::stats::DestinationId;
 use crate::sys::bell::{Bell, Ringer, RingerError};
 use crate::sys::process::{self, Credentials, Pidfd};
 use crate::sys::socket::{ReceiveError, Received, Sent, Socket};

@@ -32,7 +32,7 @@ pub(crate) struct IncomingLink {
     ack_ring_full: bool,
 }
 
-/// Acks and room go back to the source at least this often while there is more to receive.
+/// Acks and room go back to the source at least this often; it is rung for the room once, at the end.
 const RECORDS_PER_ACK: usize = 64;
 
 impl IncomingLink {

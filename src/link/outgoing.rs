@@ -9,7 +9,7 @@ use crate::proto::ResendPolicy;
 use crate::proto::source::{SessionId, SourceCore};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{Consumer, Producer};
-use crate::source::DestinationId;
+use crate::stats::DestinationId;
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::process::Pidfd;
 use crate::sys::socket::Socket;

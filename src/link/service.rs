@@ -52,7 +52,7 @@ pub(crate) struct ServiceCounters {
     pub(crate) last_error: Option<String>,
 }
 
-/// Frames that a publisher sends at most before it returns, its own change among them.
+/// Frames that a publisher sends at most before it returns: those that waited before its own change, and that.
 const FRAMES_PER_PUBLISH: u32 = 32;
 /// Frames that the timer thread sends on one link before it lets others have the lock.
 const FRAMES_PER_TURN: u32 = 1024;

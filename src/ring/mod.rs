@@ -37,7 +37,7 @@
 //! A side that finds nothing to do may sleep. It says so in its waits word, looks once more, and sleeps; the
 //! other side, after it has published or released, asks whether the peer must be rung: see [`handshake`].
 //! The doorbell itself belongs to the caller, it must
-//! - stay signalled until the sleeper takes the signal (an eventfd, a pipe), and
+//! - stay signalled until the sleeper takes the signal (a socket, a pipe), and
 //! - be drained only after a sleep or before `start_waiting`, never between `start_waiting` and the sleep:
 //!   the one ring of that generation may already be in it.
 //!

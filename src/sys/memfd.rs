@@ -69,14 +69,12 @@ pub enum CheckError {
     #[error("the peer's descriptor is not shared memory that can be sealed, expected a memfd")]
     NotMemfd,
     /// A seal is missing, so that the memory could change under us.
-    #[error(
-        "the peer's shared memory has seals {}, expected at least {}", SealNames(*found), SealNames(*expected)
-    )]
+    #[error("the peer's shared memory has seals {found}, expected at least {expected}")]
     Seals {
         /// What was found.
-        found: SealFlag,
+        found: String,
         /// What was expected.
-        expected: SealFlag,
+        expected: String,
     },
     /// It is longer than we are willing to map.
     #[error("the peer's shared memory is {found} bytes long, expected at most {max}")]
@@ -159,7 +157,8 @@ pub(crate) fn check(fd: BorrowedFd<'_>, expected_bytes: u64, max_bytes: u64) -> 
     })?;
     let found = SealFlag::from_bits_retain(seals);
     if !found.contains(REQUIRED_SEALS) {
-        return Err(CheckError::Seals { found, expected: REQUIRED_SEALS });
+        let (found, expected) = (SealNames(found).to_string(), SealNames(REQUIRED_SEALS).to_string());
+        return Err(CheckError::Seals { found, expected });
     }
     // only now: a length that is not sealed is no fact
     let stat = fstat(fd).map_err(|errno| CheckError::Os { call: "fstat", source: errno.into() })?;

@@ -1,7 +1,7 @@
 //! The greetings on the rendezvous socket, each one datagram of a sequential-packet Unix socket.
 //!
-//! The destination says [`Hello`] and passes its ack region and the reading end of the doorbell that it rings. The source
-//! answers [`Reply`]: accepted, with its change region and the reading end of its own doorbell, or refused, with a reason.
+//! The destination says [`Hello`] and passes its ack region and the end by which its doorbell is rung. The source answers
+//! [`Reply`]: accepted, with its change region and the end by which its own doorbell is rung, or refused, with a reason.
 //! Both begin alike in every version, so that a peer of another version can be told so:
 //!
 //! ```text
@@ -16,7 +16,8 @@
 
 use super::{PROTOCOL_VERSION, WireError, u32_at, u64_at};
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"shmirror");
+/// `shmirror` on a little-endian host; anything else on a host of the other order.
+const MAGIC: u64 = u64::from_le_bytes(*b"shmirror");
 const PREFIX_BYTES: usize = 16;
 const BODY_BYTES: usize = 16;
 const HELLO: u32 = 1;

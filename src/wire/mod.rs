@@ -11,7 +11,7 @@ pub(crate) use ack::Ack;
 pub(crate) use frame::{Frame, HEADER_BYTES, Payload};
 pub(crate) use hello::{Accept, Hello, Refusal, Reply};
 
-/// The version of everything that two processes must agree on: greetings, regions, frames.
+/// The version of what two processes say to each other: greetings and frames. Regions have a version of their own.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
 /// Bytes that are no frame.

@@ -39,7 +39,7 @@ use crate::sys::socket::Socket;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// Nobody is there, or not yet. Worth another try when [`SourceWatch`](watch::SourceWatch) says so.
+    /// Nobody is there, or not yet. Worth another try once the runtime directory has changed.
     #[error("no source at {}", path.display())]
     NoSource {
         /// Where.
