@@ -98,6 +98,8 @@ struct Retry {
 
 /// The most records of one call.
 const RECORDS_PER_CALL: usize = 1024;
+/// The ring of acks; small, as one ack covers many changes.
+const ACK_RING_BYTES: u64 = 64 * 1024;
 /// How often a destination that finds its ring empty looks whether its source lives.
 const SOURCE_CHECK: Duration = Duration::from_millis(1);
 /// How often an empty ring is looked at before anything else is.
@@ -285,7 +287,7 @@ impl Destination {
         }
         let watched = watch.is_some();
         match rendezvous::connect(&self.place) {
-            Ok(socket) => match Greeting::start(socket, self.incarnation, &self.allowed) {
+            Ok(socket) => match Greeting::start(socket, self.incarnation, ACK_RING_BYTES, &self.allowed) {
                 Ok(greeting) => {
                     self.attachment = Attachment::Greeting(Box::new(greeting));
                     Ok(())

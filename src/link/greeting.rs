@@ -33,9 +33,6 @@ use crate::wire::{Accept, Hello, Refusal, Reply, WireError};
 /// The longest that a peer may take to say what it has to say.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The destination's ring of acks; small, as one ack covers many changes.
-const ACK_RING_BYTES: u64 = 64 * 1024;
-
 /// Each greeting passes a region and a bell.
 const FDS: usize = 2;
 
@@ -186,14 +183,14 @@ pub(crate) struct Greeting {
 }
 
 impl Greeting {
-    /// Says hello on a connection.
+    /// Says hello on a connection, and offers a ring of so many bytes for acks.
     pub(crate) fn start(
         socket: Socket,
         incarnation: u64,
+        ring_bytes: u64,
         allowed: &AllowedUsers,
     ) -> Result<Greeting, GreetingError> {
         let peer = allowed.check(socket.as_fd())?;
-        let ring_bytes = ACK_RING_BYTES;
         let region = OwnRegion::create(Header { kind: Kind::Ack, ring_bytes, identity: incarnation })?;
         let (bell, their_end) = Bell::new()?;
         let hello = Hello { incarnation, ack_ring_bytes: ring_bytes };

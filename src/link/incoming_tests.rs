@@ -27,9 +27,13 @@ fn source(dir: &tempfile::TempDir) -> Source {
 
 /// A bare link, whose rings and descriptors the test plays with.
 fn attach(dir: &tempfile::TempDir) -> IncomingLink {
+    attach_with(dir, 4096)
+}
+
+fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
     let place = Place::new(RuntimeDir::locate(Some(dir.path())).unwrap(), "s").unwrap();
     let socket = rendezvous::connect(&place).unwrap();
-    let mut greeting = Greeting::start(socket, 1, &AllowedUsers::new(&[])).unwrap();
+    let mut greeting = Greeting::start(socket, 1, ack_ring_bytes, &AllowedUsers::new(&[])).unwrap();
     loop {
         greeting = match greeting.finish().unwrap() {
             Ok(attached) => return attached.link,
@@ -65,4 +69,50 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
     drop(hostile);
     let _good = attach(&dir);
     until("another attach", || source.stats().destinations.len() == 1);
+}
+
+#[test]
+fn a_full_ack_ring_stops_the_destination_at_a_bound_and_goes_on_when_the_source_drains() {
+    const ITEMS: u32 = 4000;
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let table = source.table("t").unwrap();
+    for key in 0..ITEMS {
+        table.set(key, b"x").unwrap();
+    }
+    let mut link = attach_with(&dir, 256); // room for eight acks
+    until("the replay", || source.stats().destinations.first().is_some_and(|one| !one.replaying));
+
+    // Every second change fails, so that no two acks can merge.
+    let mut core = DestinationCore::new(false);
+    core.attach(1);
+    let mut applied = 0;
+    let mut handler = |event: Event<'_>| {
+        let Event::Set { opcode, .. } = event else { return true };
+        let even = opcode.decode::<u32>().unwrap() % 2 == 0;
+        applied += u32::from(even);
+        even
+    };
+    {
+        let _nobody_drains = table.lock().unwrap();
+        let first = link.receive(&mut core, usize::MAX, &mut handler).unwrap();
+        assert!(core.is_congested(), "{first} records without room for their acks");
+        assert_eq!(
+            link.receive(&mut core, usize::MAX, &mut handler).unwrap(),
+            0,
+            "no more until there is room"
+        );
+        assert!(first < ITEMS as usize);
+    }
+    let mut set = PollSet::new();
+    until("the rest", || {
+        link.wait(&core, Some(Instant::now() + PATIENCE), &mut set).unwrap();
+        link.receive(&mut core, usize::MAX, &mut handler).unwrap();
+        core.stats().received == u64::from(ITEMS) + 1
+    });
+    assert_eq!(applied, ITEMS / 2);
+    until("the acks", || {
+        link.receive(&mut core, usize::MAX, &mut |_| true).unwrap();
+        source.stats().destinations[0].unacked == u64::from(ITEMS / 2)
+    });
 }
