@@ -161,9 +161,9 @@ impl Source {
         let backoff = Backoff::new();
         let outcome = loop {
             if backoff.is_completed() {
-                state.await_acks();
+                self.handle.shared.await_acks(&mut state);
             } else {
-                state.drain_acks();
+                self.handle.shared.drain_acks(&mut state);
             }
             if let Some(outcome) = flush_outcome(&state, flush, &destinations, deadline) {
                 break outcome;
@@ -186,7 +186,7 @@ impl Source {
     /// What the source counts, and the state of each destination.
     pub fn stats(&self) -> SourceStats {
         let mut state = self.handle.shared.lock();
-        state.drain_acks();
+        self.handle.shared.drain_acks(&mut state);
         let mut stats = SourceStats {
             items: state.core.store().tables().iter().map(|table| u64::from(table.live)).sum(),
             changes: state.core.counters().changes,

@@ -66,3 +66,15 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
     let _good = attach(&dir);
     until("another attach", || source.stats().destinations.len() == 1);
 }
+
+#[test]
+fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let mut hostile = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    std::thread::sleep(Duration::from_millis(50)); // the timer thread has gone to sleep
+    write_bad_ack(&mut hostile); // and is not rung
+    until("the source sees it", || source.stats().destinations.is_empty());
+    assert_eq!(source.stats().broken, 1);
+}

@@ -91,6 +91,24 @@ impl Shared {
         }
     }
 
+    /// Takes in the acks of every destination.
+    pub(crate) fn drain_acks(&self, state: &mut State) {
+        self.on_links(state, OutgoingLink::drain_acks);
+    }
+
+    /// As [`Shared::drain_acks`], and has each destination ring when it acknowledges more.
+    pub(crate) fn await_acks(&self, state: &mut State) {
+        self.on_links(state, OutgoingLink::await_acks);
+    }
+
+    fn on_links(&self, state: &mut State, act: impl Fn(&mut OutgoingLink, &mut SourceCore)) {
+        let State { core, links, .. } = state;
+        links.iter_mut().flatten().for_each(|link| act(link, core));
+        if links.iter().flatten().any(|link| link.failed.is_some()) {
+            self.wake.wake();
+        }
+    }
+
     /// Tells the timer thread to end.
     pub(crate) fn close(&self) {
         self.lock().closing = true;
@@ -128,20 +146,6 @@ impl State {
     pub(crate) fn end_flush(&mut self, flush: usize) {
         self.core.end_flush(flush);
         self.flushes &= !(1 << flush);
-    }
-
-    /// Takes in the acks of every destination.
-    pub(crate) fn drain_acks(&mut self) {
-        for link in self.links.iter_mut().flatten() {
-            link.drain_acks(&mut self.core);
-        }
-    }
-
-    /// As [`State::drain_acks`], and has each destination ring when it acknowledges more.
-    pub(crate) fn await_acks(&mut self) {
-        for link in self.links.iter_mut().flatten() {
-            link.await_acks(&mut self.core);
-        }
     }
 
     fn add_link(&mut self, welcomed: Welcomed, socket: Socket) {
