@@ -78,3 +78,27 @@ fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
     until("the source sees it", || source.stats().destinations.is_empty());
     assert_eq!(source.stats().broken, 1);
 }
+
+#[test]
+fn a_destination_that_gives_up_its_bell_is_gone_and_costs_no_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let IncomingLink { socket: _socket, pidfd: _pidfd, bell: _bell, ringer, .. } = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    drop(ringer);
+    until("the source gives it up", || source.stats().destinations.is_empty());
+}
+
+#[test]
+fn a_source_that_gives_up_its_bell_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let link = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    let mut set = PollSet::new();
+    assert!(!link.is_source_gone(&mut set).unwrap());
+    // on our own end, as the source's is out of reach; it shows in the same way
+    let bell = std::os::fd::AsRawFd::as_raw_fd(&link.bell.as_fd());
+    nix::sys::socket::shutdown(bell, nix::sys::socket::Shutdown::Both).unwrap();
+    assert!(link.is_source_gone(&mut set).unwrap());
+}

@@ -253,14 +253,22 @@ impl Service {
 
     /// Does what is to be done on one link; answers whether there is more.
     fn serve(&mut self, watched: &Watched) -> bool {
-        let rung = self.set.ready(watched.at).any();
-        let gone = self.set.ready(watched.at + 1).any() || self.set.ready(watched.at + 2).any();
+        let bell = self.set.ready(watched.at);
+        let rung = bell.readable;
+        // A bell that nobody can ring any more would be readable for ever.
+        let gone = bell.hung_up
+            || bell.error
+            || self.set.ready(watched.at + 1).any()
+            || self.set.ready(watched.at + 2).any();
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let Some(link) = state.links[watched.session].as_mut() else { return false };
         let session = link.session;
         link.handle_awake();
-        if rung && let Err(error) = link.bell.clear() {
+        if rung
+            && !gone
+            && let Err(error) = link.bell.clear()
+        {
             link.failed = Some(error.into());
         }
         link.drain_acks(&mut state.core);
