@@ -183,9 +183,10 @@ impl Source {
         outcome
     }
 
-    /// What the source counts, and the state of each destination.
+    /// What the source counts, and the state of each destination. In a forked child, which has no part in the source,
+    /// there is nothing to count.
     pub fn stats(&self) -> SourceStats {
-        let mut state = self.handle.shared.lock();
+        let Ok(mut state) = self.handle.lock() else { return SourceStats::none() };
         self.handle.shared.drain_acks(&mut state);
         let mut stats = SourceStats {
             items: state.core.store().tables().iter().map(|table| u64::from(table.live)).sum(),
@@ -223,9 +224,9 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         let Some(thread) = self.timer_thread.take() else { return };
-        // In a forked child there is neither the thread nor a lock that could be relied upon.
+        // In a forked child there is neither the thread, to join or to detach, nor a lock that could be relied upon.
         if !self.handle.creator.is_this_process() {
-            return;
+            return std::mem::forget(thread);
         }
         self.handle.shared.close();
         if thread.join().is_err() && !std::thread::panicking() {
@@ -584,3 +585,41 @@ pub enum FlushError {
 }
 
 const FORKED: &str = "this handle belongs to the parent process; a forked child must make its own";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::test_process::{alone, forked};
+
+    #[test]
+    fn handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock() {
+        alone(
+            "source::tests::handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock",
+            || {
+                let dir = tempfile::tempdir().unwrap();
+                let mut source = Some(Source::options().runtime_dir(dir.path()).create("s").unwrap());
+                let table = source.as_ref().unwrap().table("t").unwrap();
+                table.ready();
+                let mut replica = crate::Replica::options().runtime_dir(dir.path()).connect("s").unwrap();
+                replica.wait_synced(Duration::from_secs(30)).unwrap();
+                let shared = source.as_ref().unwrap().handle.shared.clone();
+                let held = shared.lock();
+                let outcome = forked(|| {
+                    // The lock is held, as a thread of the parent could: a wait for it would be for ever.
+                    nix::unistd::alarm::set(10);
+                    let stats = source.as_ref().map(Source::stats);
+                    stats.is_some_and(|stats| stats.destinations.is_empty())
+                        && table.set(1u8, b"x") == Err(SetError::Forked)
+                        && table.get(1u8).is_none()
+                        && {
+                            drop(source.take());
+                            true
+                        }
+                });
+                drop(held);
+                assert_eq!(outcome, Ok(()));
+                assert_eq!(source.unwrap().stats().destinations.len(), 1);
+            },
+        );
+    }
+}

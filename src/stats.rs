@@ -25,6 +25,21 @@ pub struct SourceStats {
     pub destinations: Vec<DestinationState>,
 }
 
+impl SourceStats {
+    pub(crate) fn none() -> SourceStats {
+        SourceStats {
+            items: 0,
+            changes: 0,
+            last_seq: SyncSeq::from(0),
+            attached: 0,
+            refused: 0,
+            broken: 0,
+            last_error: None,
+            destinations: Vec::new(),
+        }
+    }
+}
+
 /// What a source keeps and counts for one destination since it attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
