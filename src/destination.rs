@@ -14,7 +14,7 @@ use crate::link::rendezvous::watch::SourceWatch;
 use crate::link::rendezvous::{self, ConnectError};
 use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
 use crate::sys::fork::Creator;
-use crate::sys::poll::{Interest, PollSet};
+use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
@@ -140,7 +140,7 @@ impl Destination {
         timeout: Duration,
         handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
-        self.recv_until(Some(Instant::now() + timeout), handler)
+        self.recv_until(Some(deadline_after(timeout)), handler)
     }
 
     /// As [`Destination::recv`], but does not wait at all.

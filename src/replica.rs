@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
+use crate::sys::poll::deadline_after;
 
 /// A copy of a source's tables, to be read like maps.
 ///
@@ -98,7 +99,7 @@ impl Replica {
     /// # Errors
     /// [`SyncError`]; the replica is still good, and keeps what it has got so far.
     pub fn wait_synced(&mut self, timeout: Duration) -> Result<(), SyncError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         while !self.destination.is_all_synced() {
             self.destination.recv_until(Some(deadline), |_| Ok(()))?;
             if Instant::now() < deadline {

@@ -22,6 +22,7 @@ use crate::ring;
 use crate::seq::SyncSeq;
 use crate::stats::{DestinationState, SourceStats};
 use crate::sys::fork::Creator;
+use crate::sys::poll::deadline_after;
 use crate::sys::process;
 use crate::sys::wake::Wake;
 use crate::wire;
@@ -151,7 +152,7 @@ impl Source {
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.
     pub fn flush(&self, timeout: Duration) -> Result<Flushed, FlushError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         let mut state = self.handle.lock().map_err(|_| FlushError::Forked)?;
         let destinations = attached(&state);
         if destinations.is_empty() {
