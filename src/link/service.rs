@@ -158,19 +158,14 @@ impl State {
         self.links[session] = Some(link);
     }
 
-    fn drop_all_links(&mut self) {
-        for session in 0..self.links.len() {
-            self.drop_link(session, None);
-        }
-    }
-
-    fn drop_link(&mut self, session: SessionId, why: Option<String>) {
+    /// Takes a link out. The caller drops it once it has let go of the lock: unmapping a large ring takes long.
+    fn take_link(&mut self, session: SessionId, why: Option<String>) -> Option<OutgoingLink> {
         if let Some(why) = why {
             self.counters.broken += 1;
             self.counters.last_error = Some(why);
         }
-        self.links[session] = None;
         self.core.detach(session);
+        self.links[session].take()
     }
 }
 
@@ -204,7 +199,11 @@ impl Service {
         loop {
             let Some((watched, deadline)) = self.watch() else {
                 // Tables may outlive the source, and must not keep its links alive.
-                return self.shared.lock().drop_all_links();
+                let mut state = self.shared.lock();
+                let links: Vec<_> =
+                    (0..state.links.len()).map(|session| state.take_link(session, None)).collect();
+                drop(state);
+                return drop(links);
             };
             let deadline = if more { Some(Instant::now()) } else { deadline };
             if let Err(error) = self.set.wait(deadline) {
@@ -285,13 +284,12 @@ impl Service {
             link.await_acks(&mut state.core);
         }
         let broken = link.failed.as_ref().map(|error| format!("process {}: {error}", link.id.pid));
-        if gone || broken.is_some() {
-            state.drop_link(session, broken);
-        }
+        let dead = if gone || broken.is_some() { state.take_link(session, broken) } else { None };
         if state.flushes != 0 {
             self.shared.flushed.notify_all();
         }
-        pumped == Pumped::Budget && !gone
+        drop(guard);
+        pumped == Pumped::Budget && dead.is_none()
     }
 
     /// Answers those who have said hello.
