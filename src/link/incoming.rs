@@ -143,9 +143,10 @@ impl IncomingLink {
         }
         let published = self.acks.publish();
         if self.ack_ring_full {
-            // The source drains when it is rung, and rings back when it has made room.
+            // The source drains when it is rung, and rings back when it has made room. It may have done so already and
+            // the ring be full anew.
             self.acks.start_waiting();
-            if !was_full {
+            if published || !was_full {
                 self.ringer.ring()?;
             }
         } else if was_full {
