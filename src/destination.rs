@@ -14,7 +14,7 @@ use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
 use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
 use crate::sys::fork::Creator;
-use crate::sys::poll::{Interest, PollSet};
+use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
@@ -145,7 +145,7 @@ impl Destination {
         timeout: Duration,
         handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
-        self.recv_until(deadline_after(timeout), handler)
+        self.recv_until(Some(deadline_after(timeout)), handler)
     }
 
     /// As [`Destination::recv`], but does not wait at all.
@@ -459,11 +459,6 @@ impl Retry {
         self.at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MOST);
     }
-}
-
-/// When that time will be over; `None` if the clock does not go so far.
-pub(crate) fn deadline_after(timeout: Duration) -> Option<Instant> {
-    Instant::now().checked_add(timeout)
 }
 
 /// Calls the handler; a panic is a failure of this event and of nothing else.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait, deadline_after};
+use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
+use crate::sys::poll::deadline_after;
 
 /// A copy of a source's tables, to be read like maps.
 ///
@@ -100,9 +101,8 @@ impl Replica {
     pub fn wait_synced(&mut self, timeout: Duration) -> Result<(), SyncError> {
         let deadline = deadline_after(timeout);
         while !self.destination.is_all_synced() {
-            self.destination.recv_until(deadline, |_| Ok(()))?;
-            let in_time = deadline.is_none_or(|deadline| Instant::now() < deadline);
-            if in_time || self.destination.is_all_synced() {
+            self.destination.recv_until(Some(deadline), |_| Ok(()))?;
+            if Instant::now() < deadline || self.destination.is_all_synced() {
                 continue;
             }
             if !self.destination.is_attached() {

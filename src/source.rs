@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_utils::Backoff;
 
-use crate::destination::deadline_after;
 use crate::link::greeting::{AllowedUsers, Host};
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
@@ -22,6 +21,7 @@ use crate::ring;
 use crate::seq::SyncSeq;
 use crate::stats::{DestinationId, DestinationState, SourceStats};
 use crate::sys::fork::Creator;
+use crate::sys::poll::deadline_after;
 use crate::sys::process;
 use crate::sys::wake::Wake;
 use crate::wire;
@@ -153,9 +153,9 @@ impl Source {
         let backoff = Backoff::new();
         let outcome = loop {
             if backoff.is_completed() {
-                state.await_acks();
+                self.handle.shared.await_acks(&mut state);
             } else {
-                state.drain_acks();
+                self.handle.shared.drain_acks(&mut state);
             }
             if let Some(outcome) = flush_outcome(&state, flush, &destinations, deadline) {
                 break outcome;
@@ -181,7 +181,7 @@ impl Source {
         let Ok(mut state) = self.handle.lock() else {
             return SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() };
         };
-        state.drain_acks();
+        self.handle.shared.drain_acks(&mut state);
         let mut stats = SourceStats {
             items: state.core.store().tables().iter().map(|table| u64::from(table.live)).sum(),
             changes: state.core.counters().changes,
@@ -408,7 +408,7 @@ impl SourceOptions {
         let mode = if self.allowed_users.is_empty() { OWN_SOCKET } else { SHARED_SOCKET };
         let listener = SourceListener::bind(&place, mode)?;
         let socket = listener.path().to_path_buf();
-        let resend = self.resend.bounded();
+        let resend = self.resend;
         let core = SourceCore::new(resend.clone(), self.send_equal, self.first_sync_seq);
         let shared = Arc::new(Shared::new(core, resend, wake));
         let allowed = AllowedUsers::new(&self.allowed_users);
@@ -443,7 +443,7 @@ fn flush_outcome(
     state: &State,
     flush: usize,
     destinations: &[DestinationId],
-    deadline: Option<Instant>,
+    deadline: Instant,
 ) -> Option<Result<Flushed, FlushError>> {
     let mut left = Vec::new();
     let mut gone = destinations.to_vec();
@@ -455,8 +455,7 @@ fn flush_outcome(
     }
     left.retain(|&(_, entries)| entries > 0);
     if !left.is_empty() {
-        let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        return over.then_some(Ok(Flushed::TimedOut(left)));
+        return (Instant::now() >= deadline).then_some(Ok(Flushed::TimedOut(left)));
     }
     let all = if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) };
     Some(Ok(all))
@@ -554,3 +553,41 @@ pub enum FlushError {
 }
 
 const FORKED: &str = "this handle belongs to the parent process; a forked child must make its own";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::test_process::{alone, forked};
+
+    #[test]
+    fn handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock() {
+        alone(
+            "source::tests::handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock",
+            || {
+                let dir = tempfile::tempdir().unwrap();
+                let mut source = Some(Source::options().runtime_dir(dir.path()).create("s").unwrap());
+                let table = source.as_ref().unwrap().table("t").unwrap();
+                table.ready();
+                let mut replica = crate::Replica::options().runtime_dir(dir.path()).connect("s").unwrap();
+                replica.wait_synced(Duration::from_secs(30)).unwrap();
+                let shared = source.as_ref().unwrap().handle.shared.clone();
+                let held = shared.lock();
+                let outcome = forked(|| {
+                    // The lock is held, as a thread of the parent could: a wait for it would be for ever.
+                    nix::unistd::alarm::set(10);
+                    let stats = source.as_ref().map(Source::stats);
+                    stats.is_some_and(|stats| stats.destinations.is_empty())
+                        && table.set(1u8, b"x") == Err(SetError::Forked)
+                        && table.get(1u8).is_none()
+                        && {
+                            drop(source.take());
+                            true
+                        }
+                });
+                drop(held);
+                assert_eq!(outcome, Ok(()));
+                assert_eq!(source.unwrap().stats().destinations.len(), 1);
+            },
+        );
+    }
+}

@@ -279,3 +279,19 @@ fn flush_says_who_has_not_acknowledged() {
     drop(replica);
     until("the source forgets it", || source.stats().destinations.is_empty());
 }
+
+#[test]
+fn the_longest_durations_mean_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let never = ResendPolicy { interval: Duration::MAX, max_interval: Duration::MAX, ..Default::default() };
+    let source = Source::options().runtime_dir(dir.path()).resend(never).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set(1u8, b"a").unwrap();
+    table.ready();
+    let mut replica = replica(&dir);
+    replica.wait_synced(Duration::MAX).unwrap();
+    table.set(1u8, b"b").unwrap();
+    replica.wait(Duration::MAX).unwrap();
+    assert_eq!(replica.table("t").get(1u8), Some(&b"b"[..]));
+    assert_eq!(source.flush(Duration::MAX).unwrap(), Flushed::Acked(1));
+}

@@ -100,14 +100,14 @@ impl IncomingLink {
         Ok(())
     }
 
-    /// Whether the source has hung up or died. Records may still be in the ring.
+    /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring.
     pub(crate) fn is_source_gone(&self, set: &mut PollSet) -> Result<bool, LinkError> {
         set.clear();
         let socket = set.watch(self.socket.as_fd(), Interest::HangUp);
+        let bell = set.watch(self.bell.as_fd(), Interest::HangUp);
         let process = set.watch(self.pidfd.as_fd(), Interest::Read);
         set.wait(Some(Instant::now()))?;
-        let socket = set.ready(socket);
-        Ok(socket.hung_up || socket.error || set.ready(process).any())
+        Ok(set.ready(socket).any() || set.ready(bell).any() || set.ready(process).any())
     }
 
     fn wait_rung(
@@ -143,8 +143,8 @@ impl IncomingLink {
         }
         let published = self.acks.publish();
         if self.ack_ring_full {
-            // The source drains when it is rung, and rings back when it has made room. It has been rung for a ring that
-            // is as full as it was.
+            // The source drains when it is rung, and rings back when it has made room. It may have done so already and
+            // the ring be full anew.
             self.acks.start_waiting();
             if published || !was_full {
                 self.ringer.ring()?;

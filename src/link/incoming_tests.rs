@@ -116,3 +116,39 @@ fn a_full_ack_ring_stops_the_destination_at_a_bound_and_goes_on_when_the_source_
         source.stats().destinations[0].unacked == u64::from(ITEMS / 2)
     });
 }
+
+#[test]
+fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let mut hostile = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    std::thread::sleep(Duration::from_millis(50)); // the timer thread has gone to sleep
+    write_bad_ack(&mut hostile); // and is not rung
+    until("the source sees it", || source.stats().destinations.is_empty());
+    assert_eq!(source.stats().broken, 1);
+}
+
+#[test]
+fn a_destination_that_gives_up_its_bell_is_gone_and_costs_no_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let IncomingLink { socket: _socket, pidfd: _pidfd, bell: _bell, ringer, .. } = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    drop(ringer);
+    until("the source gives it up", || source.stats().destinations.is_empty());
+}
+
+#[test]
+fn a_source_that_gives_up_its_bell_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let link = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    let mut set = PollSet::new();
+    assert!(!link.is_source_gone(&mut set).unwrap());
+    // on our own end, as the source's is out of reach; it shows in the same way
+    let bell = std::os::fd::AsRawFd::as_raw_fd(&link.bell.as_fd());
+    nix::sys::socket::shutdown(bell, nix::sys::socket::Shutdown::Both).unwrap();
+    assert!(link.is_source_gone(&mut set).unwrap());
+}

@@ -91,6 +91,24 @@ impl Shared {
         }
     }
 
+    /// Takes in the acks of every destination.
+    pub(crate) fn drain_acks(&self, state: &mut State) {
+        self.on_links(state, OutgoingLink::drain_acks);
+    }
+
+    /// As [`Shared::drain_acks`], and has each destination ring when it acknowledges more.
+    pub(crate) fn await_acks(&self, state: &mut State) {
+        self.on_links(state, OutgoingLink::await_acks);
+    }
+
+    fn on_links(&self, state: &mut State, act: impl Fn(&mut OutgoingLink, &mut SourceCore)) {
+        let State { core, links, .. } = state;
+        links.iter_mut().flatten().for_each(|link| act(link, core));
+        if links.iter().flatten().any(|link| link.failed.is_some()) {
+            self.wake.wake();
+        }
+    }
+
     /// Tells the timer thread to end.
     pub(crate) fn close(&self) {
         self.lock().closing = true;
@@ -102,11 +120,8 @@ impl Shared {
     pub(crate) fn wait_flushed<'a>(
         &self,
         state: MutexGuard<'a, State>,
-        deadline: Option<Instant>,
+        deadline: Instant,
     ) -> MutexGuard<'a, State> {
-        let Some(deadline) = deadline else {
-            return self.flushed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
         let left = deadline.saturating_duration_since(Instant::now());
         self.flushed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
     }
@@ -133,20 +148,6 @@ impl State {
         self.flushes &= !(1 << flush);
     }
 
-    /// Takes in the acks of every destination.
-    pub(crate) fn drain_acks(&mut self) {
-        for link in self.links.iter_mut().flatten() {
-            link.drain_acks(&mut self.core);
-        }
-    }
-
-    /// As [`State::drain_acks`], and has each destination ring when it acknowledges more.
-    pub(crate) fn await_acks(&mut self) {
-        for link in self.links.iter_mut().flatten() {
-            link.await_acks(&mut self.core);
-        }
-    }
-
     fn add_link(&mut self, welcomed: Welcomed, socket: Socket) {
         let session = self.core.attach();
         self.counters.attached += 1;
@@ -162,19 +163,14 @@ impl State {
         self.counters.last_error = Some(format!("a destination was not taken: {error}"));
     }
 
-    fn drop_all_links(&mut self) {
-        for session in 0..self.links.len() {
-            self.drop_link(session, None);
-        }
-    }
-
-    fn drop_link(&mut self, session: SessionId, why: Option<String>) {
+    /// Takes a link out. The caller drops it once it has let go of the lock: unmapping a large ring takes long.
+    fn take_link(&mut self, session: SessionId, why: Option<String>) -> Option<OutgoingLink> {
         if let Some(why) = why {
             self.counters.broken += 1;
             self.counters.last_error = Some(why);
         }
-        self.links[session] = None;
         self.core.detach(session);
+        self.links[session].take()
     }
 }
 
@@ -208,7 +204,11 @@ impl Service {
         loop {
             let Some((watched, deadline)) = self.watch() else {
                 // Tables may outlive the source, and must not keep its links alive.
-                return self.shared.lock().drop_all_links();
+                let mut state = self.shared.lock();
+                let links: Vec<_> =
+                    (0..state.links.len()).map(|session| state.take_link(session, None)).collect();
+                drop(state);
+                return drop(links);
             };
             let deadline = if more { Some(Instant::now()) } else { deadline };
             if let Err(error) = self.set.wait(deadline) {
@@ -257,14 +257,22 @@ impl Service {
 
     /// Does what is to be done on one link; answers whether there is more.
     fn serve(&mut self, watched: &Watched) -> bool {
-        let rung = self.set.ready(watched.at).any();
-        let gone = self.set.ready(watched.at + 1).any() || self.set.ready(watched.at + 2).any();
+        let bell = self.set.ready(watched.at);
+        let rung = bell.readable;
+        // A bell that nobody can ring any more would be readable for ever.
+        let gone = bell.hung_up
+            || bell.error
+            || self.set.ready(watched.at + 1).any()
+            || self.set.ready(watched.at + 2).any();
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let Some(link) = state.links[watched.session].as_mut() else { return false };
         let session = link.session;
         link.handle_awake();
-        if rung && let Err(error) = link.bell.clear() {
+        if rung
+            && !gone
+            && let Err(error) = link.bell.clear()
+        {
             link.failed = Some(error.into());
         }
         link.drain_acks(&mut state.core);
@@ -281,13 +289,12 @@ impl Service {
             link.await_acks(&mut state.core);
         }
         let broken = link.failed.as_ref().map(|error| format!("process {}: {error}", link.id.pid));
-        if gone || broken.is_some() {
-            state.drop_link(session, broken);
-        }
+        let dead = if gone || broken.is_some() { state.take_link(session, broken) } else { None };
         if state.flushes != 0 {
             self.shared.flushed.notify_all();
         }
-        pumped == Pumped::Budget && !gone
+        drop(guard);
+        pumped == Pumped::Budget && dead.is_none()
     }
 
     /// Answers those who have said hello.

@@ -41,26 +41,25 @@ impl Default for ResendPolicy {
 }
 
 impl ResendPolicy {
-    /// The same policy for a clock that may not reach its ends: an interval that no process outlives means never.
-    pub(crate) fn bounded(self) -> Self {
-        let [interval, max_interval] = [self.interval, self.max_interval].map(|time| time.min(NEVER));
-        ResendPolicy { interval, max_interval, ..self }
-    }
-
     /// The time between two ticks while something is unacknowledged.
     pub(crate) fn tick(&self) -> Duration {
-        (self.interval / 4).max(Duration::from_millis(1))
+        (self.bounded_interval() / 4).max(Duration::from_millis(1))
     }
 
     /// How long a change that was sent again `attempts` times waits for the next.
     pub(crate) fn backoff(&self, attempts: u8) -> Duration {
         let factor = 1u32.checked_shl(attempts.into()).unwrap_or(u32::MAX);
-        self.interval.saturating_mul(factor).min(self.max_interval.max(self.interval))
+        let interval = self.bounded_interval();
+        interval.saturating_mul(factor).min(self.max_interval.max(interval)).min(FAR)
+    }
+
+    fn bounded_interval(&self) -> Duration {
+        self.interval.min(FAR)
     }
 }
 
-/// A hundred years, or so.
-const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// As good as never, and no time that is this far away overflows.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Counts what one tick sends again in whole messages.
 #[derive(Debug)]
@@ -149,7 +148,7 @@ impl<T> ResendTimer<T> {
         released: u64,
         policy: &ResendPolicy,
     ) -> Option<(u64, Instant)> {
-        let is_due = |mark: &Mark| mark.time + policy.interval <= now && mark.written <= released;
+        let is_due = |mark: &Mark| mark.time + policy.bounded_interval() <= now && mark.written <= released;
         let due = self.marks.iter().take_while(|mark| is_due(mark)).count();
         let newest = *self.marks.get(due.checked_sub(1)?)?;
         self.marks.drain(..due - 1);
@@ -232,6 +231,11 @@ mod tests {
         assert_eq!(waits, [100, 200, 400, 3200, 5000, 5000, 5000, 5000]);
         let hour = ResendPolicy { interval: Duration::from_secs(3600), ..policy };
         assert_eq!(hour.backoff(3), hour.interval, "the bound is never below the interval");
+        let never = ResendPolicy { interval: Duration::MAX, max_interval: Duration::MAX, ..policy };
+        let later = Instant::now() + never.tick() + never.backoff(255);
+        let mut timer: ResendTimer<()> = ResendTimer::new();
+        timer.finish_tick(later, 1, 8, true, &never);
+        assert_eq!(timer.due(later, 8, &never), None, "and no interval is too long to add to a time");
     }
 
     #[test]

@@ -140,6 +140,13 @@ impl PollSet {
     }
 }
 
+/// The time after a timeout, however long: one that no clock can hold is as good as a century.
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(CENTURY)
+}
+
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Keeps any duration within what the kernel accepts.
 const MAX_SLEEP: Duration = Duration::from_secs(24 * 3600);
 
