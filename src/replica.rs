@@ -108,8 +108,7 @@ impl Replica {
             if !self.destination.is_attached() {
                 return Err(SyncError::NoSource { timeout, socket: self.destination.place().socket() });
             }
-            let core = self.destination.core();
-            let loading = core.tables().filter(|table| !core.is_synced(table)).map(String::from).collect();
+            let loading = self.destination.core().loading().map(String::from).collect();
             return Err(SyncError::TimedOut { timeout, loading });
         }
         Ok(())

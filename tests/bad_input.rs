@@ -243,6 +243,26 @@ fn wait_for_a_source_that_is_not_there_says_where_it_would_be() {
     );
     table.ready();
     replica.wait_synced(PATIENCE).unwrap();
+
+    // a table of an earlier life, which this one does not have, is not waited for
+    drop((table, source));
+    until("the loss", || {
+        replica.update().unwrap();
+        !replica.is_attached()
+    });
+    let source = source_options(dir.path()).create("s").unwrap();
+    let other = source.table("other").unwrap();
+    until("the other table", || {
+        timed_out = replica.wait_synced(Duration::from_millis(20)).unwrap_err().to_string();
+        replica.tables().count() == 2
+    });
+    timed_out = replica.wait_synced(Duration::from_millis(20)).unwrap_err().to_string();
+    assert_eq!(
+        timed_out,
+        "not complete within 20ms: tables [\"other\"] are still loading (none named: the source has no table)"
+    );
+    other.ready();
+    replica.wait_synced(PATIENCE).unwrap();
 }
 
 #[test]

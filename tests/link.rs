@@ -5,34 +5,21 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{PATIENCE, until};
+use common::{PATIENCE, contents, contents_of_source, until};
 use shmirror::{
-    Destination, Event, Flushed, Opcode, Replica, ResendPolicy, Sent, Source, SourceOptions, ToOpcode, Wait,
+    Destination, Event, Flushed, Replica, ResendPolicy, Sent, Source, SourceOptions, ToOpcode, Wait,
 };
 
-/// A resend that no test can wait for: what converges, converges without the timer.
-fn no_resend() -> ResendPolicy {
-    ResendPolicy { interval: Duration::from_secs(3600), ..ResendPolicy::default() }
-}
-
 fn options(dir: &tempfile::TempDir) -> SourceOptions {
-    Source::options().runtime_dir(dir.path()).resend(no_resend())
+    common::source_options(dir.path())
 }
 
 fn replica(dir: &tempfile::TempDir) -> Replica {
-    Replica::options().runtime_dir(dir.path()).connect("s").unwrap()
+    common::replica(dir.path(), "s")
 }
 
 fn destination(dir: &tempfile::TempDir) -> Destination {
     Destination::options().runtime_dir(dir.path()).connect("s").unwrap()
-}
-
-fn contents(replica: &Replica, table: &str) -> BTreeMap<Opcode, Vec<u8>> {
-    replica.table(table).iter().map(|(opcode, value)| (opcode.clone(), value.to_vec())).collect()
-}
-
-fn contents_of_source(table: &shmirror::Table) -> BTreeMap<Opcode, Vec<u8>> {
-    table.items().into_iter().collect()
 }
 
 #[test]

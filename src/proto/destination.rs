@@ -244,6 +244,13 @@ impl DestinationCore {
         self.link.is_some() && table.is_some_and(|table| table.synced == self.attach)
     }
 
+    /// The tables that the source has announced on this link and whose end marker was not applied.
+    pub(crate) fn loading(&self) -> impl Iterator<Item = &str> {
+        let announced = self.link.iter().flat_map(|link| link.tables.iter().flatten());
+        let tables = announced.map(|&at| &self.tables[at]);
+        tables.filter(|table| table.synced != self.attach).map(|table| &*table.name)
+    }
+
     /// Whether the source has announced tables on this link and the end marker of each was applied.
     pub(crate) fn is_all_synced(&self) -> bool {
         let Some(link) = &self.link else { return false };
