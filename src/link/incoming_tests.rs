@@ -60,7 +60,7 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
     table.set(1u8, b"x").unwrap();
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| source.flush(PATIENCE).unwrap());
-        std::thread::sleep(Duration::from_millis(50)); // it waits by now, most likely
+        until("the flush to wait", || table.lock().unwrap().is_flushing());
         write_bad_ack(&mut hostile);
         hostile.ringer.ring().unwrap();
         assert!(matches!(flush.join().unwrap(), Flushed::Gone(gone) if gone.len() == 1));

@@ -143,6 +143,10 @@ impl State {
         Some(flush)
     }
 
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flushes != 0
+    }
+
     pub(crate) fn end_flush(&mut self, flush: usize) {
         self.core.end_flush(flush);
         self.flushes &= !(1 << flush);
@@ -290,7 +294,7 @@ impl Service {
         }
         let broken = link.failed.as_ref().map(|error| format!("process {}: {error}", link.id.pid));
         let dead = if gone || broken.is_some() { state.take_link(session, broken) } else { None };
-        if state.flushes != 0 {
+        if state.is_flushing() {
             self.shared.flushed.notify_all();
         }
         drop(guard);
