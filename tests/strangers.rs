@@ -204,8 +204,8 @@ fn region_that_is_not_what_the_hello_says_is_answered_with_the_reason() {
 #[test]
 fn stranger_who_says_nothing_is_given_up_and_one_who_hangs_up_is_forgotten() {
     let mut served = Served::new();
+    let since = Instant::now(); // before the source can have accepted it
     let silent = served.knock();
-    let since = Instant::now();
     drop(served.knock());
     until("the hang-up", || served.source.stats().refused == 1);
     assert_eq!(served.last_error(), "a destination was not taken: the peer hung up before the link was made");
