@@ -258,6 +258,7 @@ impl Destination {
             Ok(false) => Ok(0),
             Ok(true) => {
                 // What it published before it died is still to be applied.
+                link.handle_source_gone();
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
                 if let Ok(received @ 1..) = link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {

@@ -87,7 +87,9 @@ impl DerefMut for EditGuard<'_> {
 
 impl Drop for EditGuard<'_> {
     fn drop(&mut self) {
+        // What a panic has left half made is not published.
         if !self.published
+            && !std::thread::panicking()
             && let Err(error) = self.publish_if_changed()
         {
             self.table.report(&error);

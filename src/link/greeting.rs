@@ -33,6 +33,9 @@ use crate::wire::{Accept, Hello, Refusal, Reply, WireError};
 /// The longest that a peer may take to say what it has to say.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The most that a destination may offer for acks: they are taken in under the source's lock.
+const MAX_ACK_RING_BYTES: u64 = 1 << 20;
+
 /// Each greeting passes a region and a bell.
 const FDS: usize = 2;
 
@@ -144,7 +147,7 @@ impl Host {
         let [region, bell_end] = two(fds)?;
         let theirs =
             Header { kind: Kind::Ack, ring_bytes: hello.ack_ring_bytes, identity: hello.incarnation };
-        let theirs = Arc::new(PeerRegion::open(region, theirs, layout::MAX_RING_BYTES)?);
+        let theirs = Arc::new(PeerRegion::open(region, theirs, MAX_ACK_RING_BYTES)?);
         let ringer = Ringer::from_fd(bell_end)?;
         let ours = Header { kind: Kind::Change, ring_bytes: self.ring_bytes, identity: self.epoch };
         let ours = Arc::new(OwnRegion::create(ours)?);
@@ -212,7 +215,7 @@ impl Greeting {
         };
         let accept = match Reply::decode(&message)? {
             Reply::Accepted(accept) => accept,
-            Reply::Refused(Refusal(reason)) => return Err(GreetingError::Refused(reason)),
+            Reply::Refused(Refusal(reason)) => return Err(GreetingError::Refused(printable(&reason))),
         };
         let [region, bell_end] = two(fds)?;
         let theirs =
@@ -224,7 +227,7 @@ impl Greeting {
             Consumer::new(ConsumerMapping::new(ours.clone(), theirs.clone()), accept.change_ring_bytes);
         let acks = Producer::new(ProducerMapping::new(ours, theirs), self.ring_bytes);
         let bells = (self.bell, Ringer::from_fd(bell_end)?);
-        let link = IncomingLink::new((self.socket, pidfd), bells, changes, acks);
+        let link = IncomingLink::new((self.socket, pidfd), bells, changes, acks, accept.change_ring_bytes);
         Ok(Ok(Attached { link, epoch: accept.epoch, pid: self.peer.pid }))
     }
 }
@@ -241,6 +244,11 @@ pub(crate) struct Attached {
     pub(crate) link: IncomingLink,
     pub(crate) epoch: u64,
     pub(crate) pid: i32,
+}
+
+/// A peer's words, for a terminal or a log.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn send(socket: &Socket, message: &[u8], fds: [BorrowedFd<'_>; FDS]) -> Result<(), GreetingError> {

@@ -30,9 +30,13 @@ pub(crate) struct IncomingLink {
     scratch: Vec<u8>,
     /// The source was rung because the ack ring is full.
     ack_ring_full: bool,
+    /// The source is dead: acks go nowhere.
+    source_gone: bool,
+    /// Once so many bytes were consumed, a source that waits for room is rung.
+    bytes_per_ring: u64,
 }
 
-/// Acks and room go back to the source at least this often; it is rung for the room once, at the end.
+/// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
 impl IncomingLink {
@@ -41,8 +45,20 @@ impl IncomingLink {
         (bell, ringer): (Bell, Ringer),
         changes: Consumer<ConsumerMapping>,
         acks: Producer<ProducerMapping>,
+        change_ring_bytes: u64,
     ) -> IncomingLink {
-        IncomingLink { socket, pidfd, bell, ringer, changes, acks, scratch: Vec::new(), ack_ring_full: false }
+        IncomingLink {
+            socket,
+            pidfd,
+            bell,
+            ringer,
+            changes,
+            acks,
+            scratch: Vec::new(),
+            ack_ring_full: false,
+            source_gone: false,
+            bytes_per_ring: change_ring_bytes / 4,
+        }
     }
 
     /// Applies up to `most` records through the handler, acknowledges them and makes room. Answers how many it consumed.
@@ -53,26 +69,35 @@ impl IncomingLink {
         handler: &mut impl FnMut(Event<'_>) -> bool,
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
+        let mut since_ring = 0;
         if self.ack_ring_full {
             self.send_acks(core)?;
         }
         while consumed < most && !core.is_congested() {
             let Some(record) = self.changes.try_read(&mut self.scratch)? else { break };
+            since_ring += record.len() as u64;
             core.handle_record(record, &mut *handler)?;
             consumed += 1;
-            if consumed.is_multiple_of(RECORDS_PER_ACK) {
+            if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
                 self.send_acks(core)?;
                 self.changes.release();
+            }
+            if since_ring >= self.bytes_per_ring {
+                since_ring = 0;
+                self.ring_for_room()?;
             }
         }
         if consumed > 0 {
             self.send_acks(core)?;
             self.changes.release();
-            if self.changes.producer_must_be_rung() {
-                self.ringer.ring()?;
-            }
+            self.ring_for_room()?;
         }
         Ok(consumed)
+    }
+
+    /// The source is dead. What it has published is still to be received, whether anybody takes the acks or not.
+    pub(crate) fn handle_source_gone(&mut self) {
+        self.source_gone = true;
     }
 
     /// Sleeps until there is something to receive, the source is gone or the deadline has passed.
@@ -131,7 +156,22 @@ impl IncomingLink {
         Ok(())
     }
 
+    /// Rings a source that waits for room, if it was not rung since it began to.
+    fn ring_for_room(&mut self) -> Result<(), LinkError> {
+        if self.changes.producer_must_be_rung() {
+            self.ringer.ring()?;
+        }
+        Ok(())
+    }
+
     fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
+        if self.source_gone {
+            while core.poll_ack().is_some() {
+                core.handle_ack_sent();
+            }
+            self.ack_ring_full = false;
+            return Ok(());
+        }
         let was_full = std::mem::take(&mut self.ack_ring_full);
         while let Some(ack) = core.poll_ack() {
             let bytes = ack.encode();

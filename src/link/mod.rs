@@ -26,6 +26,9 @@ pub enum LinkError {
     /// An ack makes no sense.
     #[error("the peer broke the protocol: {0}")]
     Protocol(#[from] ProtocolError),
+    /// The peer said something on the socket, on which nothing is said after the greeting.
+    #[error("the peer sent a message after the greeting, expected none")]
+    Spoke,
     /// A doorbell or a wait failed.
     #[error("a system call on the link failed: {0}")]
     Io(#[from] std::io::Error),

@@ -51,6 +51,9 @@ pub(crate) enum Pumped {
 /// After so many frames a publisher looks for acks; the timer does in any case.
 const FRAMES_PER_DRAIN: u32 = 32;
 
+/// However large the frames are, the lock is not held for longer than it takes to copy so many bytes.
+const MAX_PUMP_BYTES: usize = 1 << 20;
+
 impl OutgoingLink {
     pub(crate) fn new(
         session: SessionId,
@@ -126,10 +129,10 @@ impl OutgoingLink {
         policy: &ResendPolicy,
         budget: u32,
     ) -> Result<Pumped, LinkError> {
-        let mut sent = 0;
+        let (mut sent, mut sent_bytes) = (0, 0);
         let (mut entries, mut bytes) = (0, 0);
         let pumped = loop {
-            if sent == budget {
+            if sent == budget || sent_bytes >= MAX_PUMP_BYTES {
                 break Pumped::Budget;
             }
             let Some(outgoing) = core.poll_frame(self.session) else { break Pumped::All };
@@ -146,6 +149,7 @@ impl OutgoingLink {
             sent += 1;
             entries += 1;
             bytes += length;
+            sent_bytes += length;
             if entries >= policy.max_entries_per_message || bytes >= policy.max_bytes_per_message as usize {
                 self.publish()?;
                 (entries, bytes) = (0, 0);

@@ -9,9 +9,12 @@
 //! 2. A session of the protocol core and its link exist together.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::LinkError;
 use super::greeting::{GREETING_TIMEOUT, GreetingError, Host, Welcomed};
 use super::outgoing::{OutgoingLink, Pumped};
 use super::rendezvous::bind::SourceListener;
@@ -27,6 +30,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Told when acks came or a destination went while a flush waits.
     flushed: Condvar,
+    /// The timer thread waits for the lock.
+    timer_waits: AtomicBool,
     pub(crate) wake: Wake,
     pub(crate) policy: ResendPolicy,
 }
@@ -56,6 +61,8 @@ pub(crate) struct ServiceCounters {
 const FRAMES_PER_PUBLISH: u32 = 32;
 /// Frames that the timer thread sends on one link before it lets others have the lock.
 const FRAMES_PER_TURN: u32 = 1024;
+/// How often a publisher yields to the timer thread before it takes the lock all the same.
+const YIELDS_TO_TIMER: u32 = 50;
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
 const MAX_STRANGERS: usize = 64;
 /// How long to leave the listener alone when no descriptors are left.
@@ -70,10 +77,40 @@ impl Shared {
             closing: false,
             counters: ServiceCounters::default(),
         };
-        Shared { state: Mutex::new(state), flushed: Condvar::new(), wake, policy }
+        let timer_waits = AtomicBool::new(false);
+        Shared { state: Mutex::new(state), flushed: Condvar::new(), timer_waits, wake, policy }
     }
 
+    /// The lock, for publishers. It is not fair, and a publisher in a loop would take it again before the timer thread,
+    /// that it has just woken, gets to run: so publishers let that one pass, for a bounded time.
+    #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // Relaxed: a hint, that orders nothing. If it is missed, the timer thread waits a little longer.
+        if self.timer_waits.load(Relaxed) {
+            self.let_timer_pass();
+        }
+        self.lock_now()
+    }
+
+    #[cold]
+    fn let_timer_pass(&self) {
+        for _ in 0..YIELDS_TO_TIMER {
+            std::thread::yield_now();
+            if !self.timer_waits.load(Relaxed) {
+                return;
+            }
+        }
+    }
+
+    /// The lock, for the timer thread.
+    fn lock_for_timer(&self) -> MutexGuard<'_, State> {
+        self.timer_waits.store(true, Relaxed);
+        let state = self.lock_now();
+        self.timer_waits.store(false, Relaxed);
+        state
+    }
+
+    fn lock_now(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a broken invariant of ours; the publisher that it hit has told its own thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -204,16 +241,12 @@ impl Service {
 
     /// Runs until [`Shared::close`].
     pub(crate) fn run(mut self) {
+        // However the thread ends, by a panic of its own at the worst: the source is closed then, and its destinations
+        // see that.
+        let _closes = CloseAtEnd(self.shared.clone());
         let mut more = false;
         loop {
-            let Some((watched, deadline)) = self.watch() else {
-                // Tables may outlive the source, and must not keep its links alive.
-                let mut state = self.shared.lock();
-                let links: Vec<_> =
-                    (0..state.links.len()).map(|session| state.take_link(session, None)).collect();
-                drop(state);
-                return drop(links);
-            };
+            let Some((watched, deadline)) = self.watch() else { return };
             let deadline = if more { Some(Instant::now()) } else { deadline };
             if let Err(error) = self.set.wait(deadline) {
                 // No memory or too many descriptors: both may pass, and the deadline still holds.
@@ -243,7 +276,7 @@ impl Service {
             self.set.watch(socket.as_fd(), Interest::Read);
             deadline = earlier(deadline, Some(*since + GREETING_TIMEOUT));
         }
-        let state = self.shared.lock();
+        let state = self.shared.lock_for_timer();
         if state.closing {
             return None;
         }
@@ -264,11 +297,9 @@ impl Service {
         let bell = self.set.ready(watched.at);
         let rung = bell.readable;
         // A bell that nobody can ring any more would be readable for ever.
-        let gone = bell.hung_up
-            || bell.error
-            || self.set.ready(watched.at + 1).any()
-            || self.set.ready(watched.at + 2).any();
-        let mut guard = self.shared.lock();
+        let socket = self.set.ready(watched.at + 1);
+        let gone = bell.hung_up || bell.error || socket.any() || self.set.ready(watched.at + 2).any();
+        let mut guard = self.shared.lock_for_timer();
         let state = &mut *guard;
         let Some(link) = state.links[watched.session].as_mut() else { return false };
         let session = link.session;
@@ -278,6 +309,9 @@ impl Service {
             && let Err(error) = link.bell.clear()
         {
             link.failed = Some(error.into());
+        }
+        if socket.readable && !socket.hung_up {
+            link.failed = Some(LinkError::Spoke);
         }
         link.drain_acks(&mut state.core);
         let now = Instant::now();
@@ -311,7 +345,7 @@ impl Service {
             match answer {
                 Ok(None) => self.strangers.push((socket, since)),
                 Ok(Some(welcomed)) => {
-                    let mut state = self.shared.lock();
+                    let mut state = self.shared.lock_for_timer();
                     state.add_link(welcomed, socket);
                     // The next turn sends it the first ring-full.
                     self.shared.wake.wake();
@@ -347,6 +381,20 @@ impl Service {
                 }
             }
         }
+    }
+}
+
+/// Closes the source when it is dropped: tables may outlive it, and must not keep its links alive.
+struct CloseAtEnd(Arc<Shared>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closing = true;
+        let links: Vec<_> = (0..state.links.len()).map(|session| state.take_link(session, None)).collect();
+        drop(state);
+        self.0.flushed.notify_all();
+        drop(links);
     }
 }
 

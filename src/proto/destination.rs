@@ -50,7 +50,8 @@ pub enum Event<'a> {
         /// The sync sequence number of the remove, or of the end marker whose replay did not name the item.
         seq: SyncSeq,
     },
-    /// The table holds all that it held at its source when this destination attached, and nothing else.
+    /// The table holds all that it held at its source when this destination attached, and nothing else, except for items
+    /// that the handler has refused: they are as they were, and come again.
     Synced {
         /// The table.
         table: &'a str,

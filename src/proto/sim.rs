@@ -556,7 +556,7 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// So many runs meet every hazard many times.
-const FULL_RUNS: u64 = 2000;
+const FULL_RUNS: u64 = 5000;
 
 #[test]
 fn replicas_converge_whatever_is_lost_repeated_or_restarted() {

@@ -96,6 +96,12 @@ impl SourceCore {
         }
     }
 
+    /// As if so many changes had been made elsewhere.
+    #[cfg(test)]
+    pub(crate) fn skip_changes(&mut self, count: u64) {
+        self.store.skip_changes(count);
+    }
+
     pub(crate) fn store(&self) -> &Store {
         &self.store
     }

@@ -86,6 +86,11 @@ impl Store {
         self.last_change
     }
 
+    #[cfg(test)]
+    pub(crate) fn skip_changes(&mut self, count: u64) {
+        self.last_change = ChangeNumber::from_wire(self.last_change.value() + count);
+    }
+
     pub(crate) fn tables(&self) -> &[TableStore] {
         &self.tables
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::destination::DestinationCore;
 use super::resend::ResendPolicy;
 use super::source::{SessionId, SourceCore};
 use super::store::TableId;
@@ -155,4 +156,70 @@ fn a_flush_does_not_wait_for_the_newest_change_of_a_hot_item() {
     bench.ack(flushed);
     assert_eq!(bench.core.flush_left(bench.session, 0), 0);
     assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 1);
+}
+
+#[test]
+fn an_item_that_comes_and_goes_at_one_place_leaves_no_tombstone() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    bench.set(1, b"first life");
+    bench.pump();
+    bench.core.remove(bench.table, &1u32.to_opcode().unwrap()).unwrap();
+    bench.pump();
+    let last = bench.sent.len() - 1;
+    bench.ack(last - 1);
+    bench.ack(last);
+    // The destination holds it no more: a second life that ends before it is sent is none of its business.
+    bench.set(1, b"second life");
+    bench.core.remove(bench.table, &1u32.to_opcode().unwrap()).unwrap();
+    assert_eq!(bench.pump(), 0);
+    let state = bench.core.session_state(bench.session).unwrap();
+    assert_eq!((state.unacked, state.tombstones), (0, 0));
+    assert!(bench.core.store().find(bench.table, &1u32.to_opcode().unwrap()).is_none());
+}
+
+#[test]
+fn an_ack_with_the_same_sequence_number_a_wrap_ago_deletes_nothing() {
+    for distance in [1 << 31, 1 << 32] {
+        let mut bench = Bench::new(ResendPolicy::default());
+        bench.set(1, b"old");
+        bench.pump();
+        let old = bench.sent.len() - 1;
+        bench.core.skip_changes(distance - 1);
+        bench.set(1, b"new");
+        assert_eq!(bench.pump(), 1);
+        assert_eq!(
+            bench.sent[old] == bench.sent[old + 1],
+            distance == 1 << 32,
+            "the numbers are equal after a wrap"
+        );
+        bench.ack(old);
+        assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 1, "distance {distance}");
+        bench.ack(old + 1);
+        assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 0);
+    }
+}
+
+#[test]
+fn a_destination_tells_new_from_old_at_any_distance() {
+    for distance in [1 << 31, 1 << 32] {
+        let mut source = SourceCore::new(ResendPolicy::default(), false, SyncSeq::from(1));
+        let table = source.table("t").unwrap();
+        let session = source.attach();
+        let mut destination = DestinationCore::new(true);
+        destination.attach(7);
+        let key = 1u32.to_opcode().unwrap();
+        for value in [&b"old"[..], b"new"] {
+            source.set(table, key.clone(), value);
+            while let Some(outgoing) = source.poll_frame(session) {
+                let mut record = Vec::new();
+                outgoing.frame.encode(|piece| record.extend_from_slice(piece));
+                let entry = outgoing.entry;
+                source.handle_sent(session, entry);
+                destination.handle_record(&record, |_| true).unwrap();
+            }
+            assert_eq!(destination.value("t", &key), Some(value), "distance {distance}");
+            source.skip_changes(distance - 1);
+        }
+        assert_eq!(destination.stats().duplicates, 0);
+    }
 }
