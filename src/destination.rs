@@ -49,6 +49,7 @@ use crate::sys::process;
 pub struct Destination {
     place: Place,
     wait: Wait,
+    on_source_lost: OnSourceLost,
     allowed: AllowedUsers,
     incarnation: u64,
     creator: Creator,
@@ -68,6 +69,7 @@ pub struct Destination {
 pub struct DestinationOptions {
     runtime_dir: Option<PathBuf>,
     wait: Wait,
+    on_source_lost: OnSourceLost,
     allowed_users: Vec<u32>,
 }
 
@@ -79,6 +81,17 @@ pub enum Wait {
     Block,
     /// Looks at the ring again and again: the latency of a cache-line transfer, for a cpu of its own.
     Spin,
+}
+
+/// What becomes of the items when the source is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnSourceLost {
+    /// They stay and go on serving. When a source is back, what it does not have is removed, and nothing else.
+    #[default]
+    Keep,
+    /// They are removed, after [`Event::SourceLost`], each with an [`Event::Removed`]. An item whose handler fails then
+    /// stays until a source is back.
+    Flush,
 }
 
 #[derive(Debug)]
@@ -372,6 +385,10 @@ impl Destination {
         }
         self.core.detach();
         hand_over(Event::SourceLost, handler, &mut self.last_failure);
+        if self.on_source_lost == OnSourceLost::Flush {
+            let last_failure = &mut self.last_failure;
+            self.core.flush(|event| hand_over(event, &mut *handler, &mut *last_failure));
+        }
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> Result<(), LinkError> {
@@ -414,6 +431,12 @@ impl DestinationOptions {
         self
     }
 
+    /// What becomes of the items when the source is gone. Default: [`OnSourceLost::Keep`].
+    pub fn on_source_lost(mut self, policy: OnSourceLost) -> Self {
+        self.on_source_lost = policy;
+        self
+    }
+
     /// Accepts a source that runs as one of these users, besides our own and root.
     pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
         self.allowed_users.extend(users);
@@ -437,6 +460,7 @@ impl DestinationOptions {
         Ok(Destination {
             place: Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?,
             wait: self.wait,
+            on_source_lost: self.on_source_lost,
             allowed: AllowedUsers::new(&self.allowed_users),
             incarnation: process::random_u64()?,
             creator: Creator::here()?,

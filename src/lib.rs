@@ -67,7 +67,7 @@ mod stats;
 mod sys;
 mod wire;
 
-pub use destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait};
+pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
 pub use link::rendezvous::ConnectError;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::destination::{ConnectionError, Destination, DestinationOptions, RecvError, Wait};
+use crate::destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
 use crate::sys::poll::deadline_after;
@@ -177,6 +177,12 @@ impl ReplicaOptions {
     /// How to wait. Default: [`Wait::Block`].
     pub fn wait(mut self, wait: Wait) -> Self {
         self.destination = self.destination.wait(wait);
+        self
+    }
+
+    /// What becomes of the items when the source is gone. Default: [`OnSourceLost::Keep`].
+    pub fn on_source_lost(mut self, policy: OnSourceLost) -> Self {
+        self.destination = self.destination.on_source_lost(policy);
         self
     }
 

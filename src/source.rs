@@ -11,7 +11,7 @@ use crossbeam_utils::Backoff;
 use crate::link::greeting::{AllowedUsers, Host};
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
-use crate::link::service::{Service, Shared, State};
+use crate::link::service::{FRAMES_PER_PUBLISH, Service, Shared, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
 use crate::proto::ResendPolicy;
 use crate::proto::source::SourceCore;
@@ -252,6 +252,43 @@ impl Table {
         Ok(self.publish(&mut state, item))
     }
 
+    /// As [`Table::set`] for each of these, with one lock and one message for some dozens of them. Others may publish in
+    /// between: a batch is quicker than single calls, and no transaction.
+    ///
+    /// Answers [`Sent::Deferred`] if that is so for any of them, [`Sent::Unchanged`] if for all.
+    ///
+    /// # Errors
+    /// [`SetError`]; then those before the wrong one are set, and it and those behind it are not.
+    pub fn set_many<O: ToOpcode, V: AsRef<[u8]>>(
+        &self,
+        items: impl IntoIterator<Item = (O, V)>,
+    ) -> Result<Sent, SetError> {
+        let mut items = items.into_iter().fuse().peekable();
+        let mut sent = Sent::Unchanged;
+        while items.peek().is_some() {
+            let mut error = None;
+            // The application's iterator runs without the lock.
+            let mut batch = Vec::with_capacity(CHANGES_PER_LOCK);
+            for (opcode, value) in items.by_ref().take(CHANGES_PER_LOCK) {
+                match opcode.to_opcode().map_err(SetError::from).and_then(|opcode| {
+                    self.check_length(&opcode, value.as_ref())?;
+                    Ok(opcode)
+                }) {
+                    Ok(opcode) => batch.push((opcode, value)),
+                    Err(found) => {
+                        error = Some(found);
+                        break;
+                    }
+                }
+            }
+            sent = sent.and(self.set_batch(batch)?);
+            if let Some(error) = error {
+                return Err(error);
+            }
+        }
+        Ok(sent)
+    }
+
     /// Removes an item.
     ///
     /// # Errors
@@ -310,6 +347,26 @@ impl Table {
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
     }
 
+    /// Sets items whose opcodes and lengths were checked.
+    fn set_batch<V: AsRef<[u8]>>(&self, batch: Vec<(Opcode, V)>) -> Result<Sent, SetError> {
+        let mut changed = Vec::with_capacity(batch.len());
+        let mut state = self.lock()?;
+        for (opcode, value) in batch {
+            if let Stored::Created(item) | Stored::Updated(item) =
+                state.core.set(self.id, opcode, value.as_ref())
+            {
+                changed.push(item);
+            }
+        }
+        self.handle.shared.publish(&mut state);
+        let deferred = changed.iter().any(|item| state.core.is_waiting(*item));
+        Ok(match (deferred, changed.is_empty()) {
+            (true, _) => Sent::Deferred,
+            (false, false) => Sent::Now,
+            (false, true) => Sent::Unchanged,
+        })
+    }
+
     fn publish(&self, state: &mut State, item: ItemId) -> Sent {
         self.handle.shared.publish(state);
         if state.core.is_waiting(item) { Sent::Deferred } else { Sent::Now }
@@ -322,6 +379,17 @@ impl Table {
             return Err(SetError::ValueTooLong { bytes: value.len(), max, ring_bytes });
         }
         Ok(())
+    }
+}
+
+impl Sent {
+    /// What became of two changes together.
+    fn and(self, other: Sent) -> Sent {
+        match (self, other) {
+            (Sent::Deferred, _) | (_, Sent::Deferred) => Sent::Deferred,
+            (Sent::Now, _) | (_, Sent::Now) => Sent::Now,
+            (Sent::Unchanged, Sent::Unchanged) => Sent::Unchanged,
+        }
     }
 }
 
@@ -425,6 +493,9 @@ const DEFAULT_RING_BYTES: u64 = 1 << 20;
 
 /// The smallest ring, whose largest record holds any opcode and more than half a kilobyte.
 const MIN_RING_BYTES: u64 = 4096;
+
+/// Changes of a batch that are made under one lock: as many as a publisher sends before it returns.
+const CHANGES_PER_LOCK: usize = FRAMES_PER_PUBLISH as usize;
 
 /// A table's name travels in a record, and shall fit any ring.
 const MAX_TABLE_NAME_BYTES: usize = 255;

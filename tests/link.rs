@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use common::{PATIENCE, contents, contents_of_source, until};
 use shmirror::{
-    Destination, Event, Flushed, Replica, ResendPolicy, Sent, Source, SourceOptions, ToOpcode, Wait,
+    Destination, Event, Flushed, OnSourceLost, Replica, ResendPolicy, Sent, SetError, Source, SourceOptions,
+    ToOpcode, Wait,
 };
 
 fn options(dir: &tempfile::TempDir) -> SourceOptions {
@@ -281,4 +282,69 @@ fn the_longest_durations_mean_for_ever() {
     replica.wait(Duration::MAX).unwrap();
     assert_eq!(replica.table("t").get(1u8), Some(&b"b"[..]));
     assert_eq!(source.flush(Duration::MAX).unwrap(), Flushed::Acked(1));
+}
+
+#[test]
+fn items_are_flushed_when_the_source_is_lost_if_that_is_the_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = options(&dir).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set_many((0..100u32).map(|n| (n, b"x"))).unwrap();
+    table.ready();
+    let policy = OnSourceLost::Flush;
+    let mut destination =
+        Destination::options().runtime_dir(dir.path()).on_source_lost(policy).connect("s").unwrap();
+    let (mut lost, mut removed) = (false, Vec::new());
+    let mut receive = |destination: &mut Destination| {
+        let outcome = destination.recv_timeout(Duration::from_secs(1), |event| {
+            match event {
+                Event::SourceLost => lost = true,
+                Event::Removed { opcode, .. } => {
+                    assert!(lost, "the reason comes first");
+                    let n: u32 = opcode.decode()?;
+                    if n == 7 {
+                        return Err("not this one".into());
+                    }
+                    removed.push(n);
+                }
+                _ => {}
+            }
+            Ok(())
+        });
+        outcome.unwrap();
+    };
+    until("the replay", || {
+        receive(&mut destination);
+        destination.is_all_synced()
+    });
+    drop(source);
+    until("the loss", || {
+        receive(&mut destination);
+        !destination.is_attached()
+    });
+    removed.sort_unstable();
+    assert_eq!(removed, (0..100).filter(|n| *n != 7).collect::<Vec<_>>());
+    assert_eq!((destination.stats().items, destination.stats().failed), (1, 1));
+}
+
+#[test]
+fn a_batch_is_as_good_as_single_calls_and_stops_at_the_first_wrong_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = options(&dir).ring_bytes(4096).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.ready();
+    let items = |value: u32| (0..1000u32).map(move |n| (n, value.to_ne_bytes()));
+    assert_eq!(table.set_many(items(1)).unwrap(), Sent::Now, "nobody is attached");
+    assert_eq!(table.set_many(items(1)).unwrap(), Sent::Unchanged);
+    let mut replica = replica(&dir);
+    replica.wait_synced(PATIENCE).unwrap();
+    assert_eq!(table.set_many(items(2)).unwrap(), Sent::Deferred, "more than the ring holds");
+    until("all values", || {
+        replica.wait(Duration::from_secs(1)).unwrap();
+        contents(&replica, "t") == contents_of_source(&table)
+    });
+    let wrong = [("good", vec![1]), ("bad", vec![0; 5000]), ("behind", vec![1])];
+    assert!(matches!(table.set_many(wrong), Err(SetError::ValueTooLong { bytes: 5000, .. })));
+    assert_eq!((table.get("good"), table.get("behind")), (Some(vec![1]), None));
+    assert_eq!(table.set_many(Vec::<(u8, Vec<u8>)>::new()).unwrap(), Sent::Unchanged);
 }

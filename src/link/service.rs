@@ -58,7 +58,7 @@ pub(crate) struct ServiceCounters {
 }
 
 /// Frames that a publisher sends at most before it returns: those that waited before its own change, and that.
-const FRAMES_PER_PUBLISH: u32 = 32;
+pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
 /// Frames that the timer thread sends on one link before it lets others have the lock.
 const FRAMES_PER_TURN: u32 = 1024;
 /// How often a publisher yields to the timer thread before it takes the lock all the same.

@@ -40,14 +40,16 @@ pub enum Event<'a> {
         /// The item was removed and made anew since the value that was applied last; that remove is not told otherwise.
         replaced: bool,
     },
-    /// An item is gone: it was removed, or a replay has ended without it.
+    /// An item is gone: it was removed, or a replay has ended without it, or the source is gone and so are its items
+    /// ([`OnSourceLost::Flush`](crate::OnSourceLost::Flush)).
     #[non_exhaustive]
     Removed {
         /// The item's table.
         table: &'a str,
         /// The item's identity.
         opcode: &'a Opcode,
-        /// The sync sequence number of the remove, or of the end marker whose replay did not name the item.
+        /// The sync sequence number of the remove, or of the end marker whose replay did not name the item. If the items
+        /// are flushed because the source is gone, that of the item's last change.
         seq: SyncSeq,
     },
     /// The table holds all that it held at its source when this destination attached, and nothing else, except for items
@@ -56,7 +58,7 @@ pub enum Event<'a> {
         /// The table.
         table: &'a str,
     },
-    /// The source is gone; the items stay.
+    /// The source is gone; the items stay unless they are to be flushed.
     SourceLost,
     /// Attached to the source; its full state follows.
     #[non_exhaustive]
@@ -169,6 +171,19 @@ impl DestinationCore {
 
     pub(crate) fn detach(&mut self) {
         self.link = None;
+    }
+
+    /// Gives all items up, because the application wants none without their source. What its handler does not let go of
+    /// is swept when a source is back.
+    pub(crate) fn flush(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
+        for table in &mut self.tables {
+            let LocalTable { name, records, .. } = table;
+            let flushed = records.extract_if(|opcode, record| {
+                handler(Event::Removed { table: name, opcode, seq: record.change.seq() })
+            });
+            self.stats.items -= flushed.count() as u64;
+            self.stats.failed += records.len() as u64;
+        }
     }
 
     /// S4: applies a record through the handler and notes the ack that is due for it.
