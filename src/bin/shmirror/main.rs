@@ -31,8 +31,8 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(options) => demo::run(&options),
-        Command::DemoSource(options) => demo::source::run(&options).map(|()| ExitCode::SUCCESS),
-        Command::DemoDestination(options) => demo::destination::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::DemoSource(options) => demo::source::run(&options),
+        Command::DemoDestination(options) => demo::destination::run(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("shmirror: {error}");

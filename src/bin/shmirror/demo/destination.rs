@@ -1,6 +1,7 @@
 //! A destination of the demo: a replica, and how long changes take to reach it.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use shmirror::{Event, Replica};
@@ -21,18 +22,14 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest sleep, after which orders are looked at.
 const TICK: Duration = Duration::from_millis(20);
 
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let line = Line::open();
     let mut replica_options = Replica::options();
     if let Some(dir) = &options.runtime_dir {
         replica_options = replica_options.runtime_dir(dir);
     }
     let outcome = replica_options.connect(&options.name).map_err(Failure::from);
-    let outcome = outcome.and_then(|mut replica| follow(&mut replica, &line));
-    if let Err(error) = &outcome {
-        line.report(&Report::Failed(error.to_string()))?;
-    }
-    outcome
+    line.end(outcome.and_then(|mut replica| follow(&mut replica, &line)))
 }
 
 fn follow(replica: &mut Replica, line: &Line) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -254,6 +254,13 @@ impl Line {
         line.push(b'\n');
         std::io::stdout().lock().write_all(&line)?;
         Ok(())
+    }
+
+    /// Ends the part. What went wrong is told to the demo, which tells the person.
+    pub(crate) fn end(&self, outcome: Result<(), Failure>) -> Result<ExitCode, Failure> {
+        let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
+        self.report(&Report::Failed(error.to_string()))?;
+        Ok(ExitCode::FAILURE)
     }
 
     /// Lists items, and says so.

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,13 +38,9 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// So many items of the synthetic table are new in each life, and as many of the old are gone.
 const ITEMS_PER_LIFE: u32 = 100;
 
-pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     let line = Line::open();
-    let outcome = serve(options, &line);
-    if let Err(error) = &outcome {
-        line.report(&Report::Failed(error.to_string()))?;
-    }
-    outcome
+    line.end(serve(options, &line))
 }
 
 fn serve(options: &Options, line: &Line) -> Result<(), Failure> {

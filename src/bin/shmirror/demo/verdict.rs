@@ -161,6 +161,16 @@ impl Latencies {
     }
 }
 
+impl fmt::Display for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.count == 0 {
+            return f.write_str("no latency was measured");
+        }
+        let [p50, p99, max] = [self.p50, self.p99, self.max].map(duration);
+        write!(f, "latency p50 {p50}, p99 {p99}, max {max}")
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for compared in &self.destinations {
@@ -183,16 +193,13 @@ impl fmt::Display for Verdict {
             let again = kill.equal_again_ms.map_or("never".into(), |ms| format!("after {ms:.1} ms"));
             writeln!(f, "{} killed with SIGKILL: equal again {again}", kill.what)?;
         }
-        let latency = &self.latency_ns;
         writeln!(
             f,
-            "{} changes, {} sent again, {} lost; latency p50 {}, p99 {}, max {}",
+            "{} changes, {} sent again, {} lost; {}",
             grouped(self.changes),
             grouped(self.resent),
             grouped(self.lost as u64),
-            duration(latency.p50),
-            duration(latency.p99),
-            duration(latency.max),
+            self.latency_ns,
         )?;
         for line in &self.trouble {
             writeln!(f, "! {line}")?;

@@ -19,6 +19,8 @@ pub(crate) enum View {
 const REDRAW: Duration = Duration::from_millis(200);
 const LINE: Duration = Duration::from_secs(1);
 const BAR_CHARS: usize = 30;
+/// The numbers of a process stand below its name, so that 80 columns suffice.
+const INDENT: &str = "               ";
 
 impl View {
     pub(crate) fn new(plain: bool, silent: bool) -> View {
@@ -120,10 +122,14 @@ fn picture(scene: &Scene) -> String {
     let report = &scene.source.report;
     let _ = writeln!(
         text,
-        "source         pid {:<8} {:>10} items, {} of them the kernel's   {} changes, {:.0}/s   {} sent again",
+        "source         pid {:<8} {:>11} items, {} of them the kernel's",
         scene.source.pid,
         grouped(report.items),
         grouped(report.kernel_items),
+    );
+    let _ = writeln!(
+        text,
+        "{INDENT}{} changes   {:.0}/s   resent {}",
         grouped(scene.changes()),
         scene.source.changes_per_second.per_second,
         grouped(scene.resent()),
@@ -151,7 +157,7 @@ fn destination_line(scene: &Scene, n: usize, destination: &DestinationState) -> 
         (false, false) => "no source",
     };
     format!(
-        "destination {:<2} pid {:<8} {:>10} items   {:<11} {:>6.0}/s   {}",
+        "destination {:<2} pid {:<8} {:>11} items   {:<11} {:>7.0}/s\n{INDENT}{}",
         n + 1,
         destination.pid,
         grouped(report.items),
@@ -161,18 +167,23 @@ fn destination_line(scene: &Scene, n: usize, destination: &DestinationState) -> 
     )
 }
 
+/// 0 stands for no measurement.
+fn latency(ns: u64) -> String {
+    if ns == 0 { "-".into() } else { duration(ns) }
+}
+
 /// What both views say of a link.
 fn link_columns(scene: &Scene, destination: &DestinationState) -> String {
     let report = &destination.report;
     let link = scene.link(destination);
     let count = |count: Option<u64>| count.map_or("-".into(), grouped);
     format!(
-        "unacked {:>6}   resent {:>4}   lag {:>7}   p50 {:>7}   p99 {:>7}",
+        "unacked {:>5}  resent {:>3}  lag {:>7}  p50 {:>6}  p99 {:>7}",
         count(link.map(|link| link.unacked)),
         count(link.map(|link| link.resent)),
         report.lag_ns.map_or("-".into(), duration),
-        duration(report.p50_ns),
-        duration(report.p99_ns),
+        latency(report.p50_ns),
+        latency(report.p99_ns),
     )
 }
 
