@@ -1,21 +1,23 @@
 //! The public face of a destination.
 
-use std::io;
+mod options;
+
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::link::LinkError;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::IncomingLink;
-use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
+use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
 use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
 use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
+
+pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
 ///
@@ -63,37 +65,6 @@ pub struct Destination {
     last_failure: Option<String>,
 }
 
-/// How a [`Destination`] or a [`Replica`](crate::Replica) is made. Every option has a default.
-#[derive(Debug, Clone, Default)]
-#[must_use]
-pub struct DestinationOptions {
-    runtime_dir: Option<PathBuf>,
-    wait: Wait,
-    on_source_lost: OnSourceLost,
-    allowed_users: Vec<u32>,
-}
-
-/// How a destination waits for its source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Wait {
-    /// Sleeps; the source rings. For everyone with other things to do on the cpu.
-    #[default]
-    Block,
-    /// Looks at the ring again and again: the latency of a cache-line transfer, for a cpu of its own.
-    Spin,
-}
-
-/// What becomes of the items when the source is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnSourceLost {
-    /// They stay and go on serving. When a source is back, what it does not have is removed, and nothing else.
-    #[default]
-    Keep,
-    /// They are removed, after [`Event::SourceLost`], each with an [`Event::Removed`]. An item whose handler fails then
-    /// stays until a source is back.
-    Flush,
-}
-
 #[derive(Debug)]
 enum Attachment {
     /// Looking for the source; with a watch unless the system has none left.
@@ -130,6 +101,30 @@ impl Destination {
     /// See [`ConnectionError`].
     pub fn connect(name: &str) -> Result<Destination, ConnectionError> {
         Destination::options().connect(name)
+    }
+
+    /// Makes a destination, which keeps the values of its items or not.
+    pub(crate) fn make(
+        options: DestinationOptions,
+        name: &str,
+        keep_values: bool,
+    ) -> Result<Destination, ConnectionError> {
+        let now = Instant::now();
+        Ok(Destination {
+            place: Place::new(RuntimeDir::locate(options.runtime_dir.as_deref())?, name)?,
+            wait: options.wait,
+            on_source_lost: options.on_source_lost,
+            allowed: AllowedUsers::new(&options.allowed_users),
+            incarnation: process::random_u64()?,
+            creator: Creator::here()?,
+            core: DestinationCore::new(keep_values),
+            attachment: Attachment::Detached(None),
+            attached_at: now,
+            retry: Retry::now(),
+            set: PollSet::new(),
+            source_seen: None,
+            last_failure: None,
+        })
     }
 
     /// Options to connect with.
@@ -418,63 +413,6 @@ impl Destination {
     }
 }
 
-impl DestinationOptions {
-    /// Where sources are found; see [`SourceOptions::runtime_dir`](crate::SourceOptions::runtime_dir).
-    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.runtime_dir = Some(dir.into());
-        self
-    }
-
-    /// How to wait. Default: [`Wait::Block`].
-    pub fn wait(mut self, wait: Wait) -> Self {
-        self.wait = wait;
-        self
-    }
-
-    /// What becomes of the items when the source is gone. Default: [`OnSourceLost::Keep`].
-    pub fn on_source_lost(mut self, policy: OnSourceLost) -> Self {
-        self.on_source_lost = policy;
-        self
-    }
-
-    /// Accepts a source that runs as one of these users, besides our own and root.
-    pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
-        self.allowed_users.extend(users);
-        self
-    }
-
-    /// Makes the destination.
-    ///
-    /// # Errors
-    /// See [`ConnectionError`].
-    pub fn connect(self, name: &str) -> Result<Destination, ConnectionError> {
-        self.connect_keeping(name, false)
-    }
-
-    pub(crate) fn connect_keeping(
-        self,
-        name: &str,
-        keep_values: bool,
-    ) -> Result<Destination, ConnectionError> {
-        let now = Instant::now();
-        Ok(Destination {
-            place: Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?,
-            wait: self.wait,
-            on_source_lost: self.on_source_lost,
-            allowed: AllowedUsers::new(&self.allowed_users),
-            incarnation: process::random_u64()?,
-            creator: Creator::here()?,
-            core: DestinationCore::new(keep_values),
-            attachment: Attachment::Detached(None),
-            attached_at: now,
-            retry: Retry::now(),
-            set: PollSet::new(),
-            source_seen: None,
-            last_failure: None,
-        })
-    }
-}
-
 impl Retry {
     fn now() -> Retry {
         Retry { at: Instant::now(), pause: RETRY_FIRST }
@@ -504,21 +442,6 @@ fn hand_over(
         Event::SourceLost | Event::SourceFound { .. } => format!("{event:?}: {why}"),
     });
     false
-}
-
-/// Why a destination cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectionError {
-    /// The name cannot be one of a source.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The runtime directory cannot be used.
-    #[error(transparent)]
-    RuntimeDir(#[from] RuntimeDirError),
-    /// The system has no memory or no random numbers.
-    #[error("the destination cannot be set up: {0}")]
-    Io(#[from] io::Error),
 }
 
 /// Why nothing was received. The next call tries again, after a pause that grows up to a second.

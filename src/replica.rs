@@ -197,7 +197,7 @@ impl ReplicaOptions {
     /// # Errors
     /// See [`ConnectionError`].
     pub fn connect(self, name: &str) -> Result<Replica, ConnectionError> {
-        Ok(Replica { destination: self.destination.connect_keeping(name, true)? })
+        Ok(Replica { destination: Destination::make(self.destination, name, true)? })
     }
 }
 

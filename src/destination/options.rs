@@ -1,0 +1,87 @@
+//! How a destination is made.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Destination;
+use crate::link::rendezvous::place::{NameError, RuntimeDirError};
+
+/// How a [`Destination`] or a [`Replica`](crate::Replica) is made. Every option has a default.
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct DestinationOptions {
+    pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) wait: Wait,
+    pub(super) on_source_lost: OnSourceLost,
+    pub(super) allowed_users: Vec<u32>,
+}
+
+/// How a destination waits for its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wait {
+    /// Sleeps; the source rings. For everyone with other things to do on the cpu.
+    #[default]
+    Block,
+    /// Looks at the ring again and again: the latency of a cache-line transfer, for a cpu of its own.
+    Spin,
+}
+
+/// What becomes of the items when the source is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnSourceLost {
+    /// They stay and go on serving. When a source is back, what it does not have is removed, and nothing else.
+    #[default]
+    Keep,
+    /// They are removed, after [`Event::SourceLost`], each with an [`Event::Removed`]. An item whose handler fails then
+    /// stays until a source is back.
+    Flush,
+}
+
+impl DestinationOptions {
+    /// Where sources are found; see [`SourceOptions::runtime_dir`](crate::SourceOptions::runtime_dir).
+    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(dir.into());
+        self
+    }
+
+    /// How to wait. Default: [`Wait::Block`].
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// What becomes of the items when the source is gone. Default: [`OnSourceLost::Keep`].
+    pub fn on_source_lost(mut self, policy: OnSourceLost) -> Self {
+        self.on_source_lost = policy;
+        self
+    }
+
+    /// Accepts a source that runs as one of these users, besides our own and root.
+    pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
+        self.allowed_users.extend(users);
+        self
+    }
+
+    /// Makes the destination.
+    ///
+    /// # Errors
+    /// See [`ConnectionError`].
+    pub fn connect(self, name: &str) -> Result<Destination, ConnectionError> {
+        Destination::make(self, name, false)
+    }
+}
+
+/// Why a destination cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The name cannot be one of a source.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The system has no memory or no random numbers.
+    #[error("the destination cannot be set up: {0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,154 @@
+//! How a source is made.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Handle, Source};
+use crate::link::greeting::{AllowedUsers, Host};
+use crate::link::rendezvous::bind::{BindError, SourceListener};
+use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
+use crate::link::service::{Service, Shared};
+use crate::proto::ResendPolicy;
+use crate::proto::source::SourceCore;
+use crate::region::layout;
+use crate::seq::SyncSeq;
+use crate::sys::fork::Creator;
+use crate::sys::process;
+use crate::sys::wake::Wake;
+
+/// How a [`Source`] is made. Every option has a default.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct SourceOptions {
+    runtime_dir: Option<PathBuf>,
+    ring_bytes: u64,
+    resend: ResendPolicy,
+    send_equal: bool,
+    allowed_users: Vec<u32>,
+    first_sync_seq: SyncSeq,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        SourceOptions {
+            runtime_dir: None,
+            ring_bytes: DEFAULT_RING_BYTES,
+            resend: ResendPolicy::default(),
+            send_equal: false,
+            allowed_users: Vec::new(),
+            first_sync_seq: SyncSeq::from(1),
+        }
+    }
+}
+
+impl SourceOptions {
+    /// Where sources are found. Default: `$SHMIRROR_RUNTIME_DIR`, else `$XDG_RUNTIME_DIR/shmirror`, else `/run/shmirror`
+    /// for root and `/tmp/shmirror-<uid>` for others.
+    pub fn runtime_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(dir.into());
+        self
+    }
+
+    /// The size of each destination's change ring: a power of two from 4 KiB to 1 GiB, default 1 MiB. The largest record
+    /// (opcode, value and 32 bytes) is a quarter of it. The memory is taken per destination.
+    pub fn ring_bytes(mut self, bytes: u64) -> Self {
+        self.ring_bytes = bytes;
+        self
+    }
+
+    /// When unacknowledged changes are sent again.
+    pub fn resend(mut self, policy: ResendPolicy) -> Self {
+        self.resend = policy;
+        self
+    }
+
+    /// Makes each `set` a change, even of an equal value. Default: false.
+    pub fn send_equal(mut self, yes: bool) -> Self {
+        self.send_equal = yes;
+        self
+    }
+
+    /// Takes destinations that run as these users, besides our own and root.
+    pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
+        self.allowed_users.extend(users);
+        self
+    }
+
+    /// The sync sequence number of the first change; for tests of what happens when it wraps. Default: 1.
+    pub fn first_sync_seq(mut self, first: impl Into<SyncSeq>) -> Self {
+        self.first_sync_seq = first.into();
+        self
+    }
+
+    /// Creates the source: its name is taken, its socket is there and its timer thread runs when this returns.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn create(self, name: &str) -> Result<Source, CreateError> {
+        let ring_bytes = self.ring_bytes;
+        let in_range = (MIN_RING_BYTES..=layout::MAX_RING_BYTES).contains(&ring_bytes);
+        if !in_range || !ring_bytes.is_power_of_two() {
+            return Err(CreateError::RingBytes { found: ring_bytes });
+        }
+        if self.resend.max_entries_per_message == 0 || self.resend.max_messages_per_tick == 0 {
+            return Err(CreateError::ResendPolicy);
+        }
+        let place = Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?;
+        let creator = Creator::here()?;
+        let wake = Wake::new()?;
+        let mode = if self.allowed_users.is_empty() { OWN_SOCKET } else { SHARED_SOCKET };
+        let listener = SourceListener::bind(&place, mode)?;
+        let socket = listener.path().to_path_buf();
+        let resend = self.resend;
+        let core = SourceCore::new(resend.clone(), self.send_equal, self.first_sync_seq);
+        let shared = Arc::new(Shared::new(core, resend, wake));
+        let allowed = AllowedUsers::new(&self.allowed_users);
+        let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
+        let service = Service::new(shared.clone(), host, listener);
+        let timer_thread = process::spawn_signal_free("shmirror-timer", move || service.run())?;
+        let handle = Handle { shared, creator, ring_bytes };
+        Ok(Source { handle, socket, timer_thread: Some(timer_thread) })
+    }
+}
+
+/// Room for a few hundred changes of a page, or ten thousand of a cache line.
+const DEFAULT_RING_BYTES: u64 = 1 << 20;
+
+/// The smallest ring, whose largest record holds any opcode and more than half a kilobyte.
+const MIN_RING_BYTES: u64 = 4096;
+
+/// The mode of the socket for ourselves alone.
+const OWN_SOCKET: u32 = 0o600;
+/// The mode of the socket if other users are allowed: then the peer's credentials decide.
+const SHARED_SOCKET: u32 = 0o666;
+
+/// Why a source cannot be created.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The ring's size is too small, too large or no power of two.
+    #[error(
+        "ring of {found} bytes, expected a power of two from {MIN_RING_BYTES} to {max}",
+        max = layout::MAX_RING_BYTES
+    )]
+    RingBytes {
+        /// The size asked for.
+        found: u64,
+    },
+    /// A policy under which nothing would ever be sent again.
+    #[error("a resend policy with 0 entries per message or 0 messages per tick, expected at least 1 of each")]
+    ResendPolicy,
+    /// The name cannot be one of a source.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// The name is taken, or the socket cannot be made.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// No thread, no memory or no descriptors.
+    #[error("the source's timer thread cannot be set up: {0}")]
+    Io(#[from] io::Error),
+}
