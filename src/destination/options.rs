@@ -32,7 +32,7 @@ pub enum OnSourceLost {
     /// They stay and go on serving. When a source is back, what it does not have is removed, and nothing else.
     #[default]
     Keep,
-    /// They are removed, after [`Event::SourceLost`], each with an [`Event::Removed`]. An item whose handler fails then
+    /// They are removed, after [`Event::SourceLost`](crate::Event::SourceLost), each with an [`Event::Removed`](crate::Event::Removed). An item whose handler fails then
     /// stays until a source is back.
     Flush,
 }

@@ -43,7 +43,7 @@ impl Table {
 
     /// Gives an item its newest value: 0 bytes up to the largest record that the ring holds.
     ///
-    /// Setting the value that the item has is no change ([`SourceOptions::send_equal`]).
+    /// Setting the value that the item has is no change ([`SourceOptions::send_equal`](crate::SourceOptions::send_equal)).
     ///
     /// # Errors
     /// [`SetError`]; then nothing has changed. A full ring is no error.
