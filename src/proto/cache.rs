@@ -17,12 +17,16 @@
 //! 4. A flush waits for an entry if its bit is set there. The first record that was sent since, or was the newest in
 //!    flight then, carries the bit; no other does.
 
+mod flush;
+
 use std::collections::VecDeque;
 
 use super::ProtocolError;
 use super::store::{ItemId, Store, TableId};
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
+
+pub(crate) use flush::{MAX_FLUSHES, bits};
 
 /// What an entry stands for: an item, or one of the two records that each table has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,9 +96,6 @@ pub(crate) struct SyncCache {
     /// For each flush, by its bit: the entries that it waits for.
     flush_left: [usize; MAX_FLUSHES],
 }
-
-/// How many flushes can wait at a time.
-pub(crate) const MAX_FLUSHES: usize = u16::BITS as usize;
 
 /// From this many resends on an entry counts as failing.
 const FAILING_ATTEMPTS: u8 = 3;
@@ -367,61 +368,6 @@ impl SyncCache {
         }
     }
 
-    /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items that were never
-    /// sent.
-    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) -> usize {
-        let bit = 1 << flush;
-        let mut never_sent = 0;
-        for at in 0..self.in_flight.len() {
-            let record = self.in_flight[at];
-            if self.is_newest(&record, store) {
-                self.in_flight[at].flushes |= bit;
-                self.entry_mut(record.entry).flushes_in_flight |= bit;
-                self.flush_left[flush] += usize::from(self.wait_for(record.entry, bit));
-            }
-        }
-        for at in 0..self.control.len() + self.waiting.len() {
-            let queued = self.control.get(at).or_else(|| self.waiting.get(at - self.control.len()));
-            let id = *queued.expect("an index below both lengths");
-            let entry = self.entry(id);
-            if entry.is_waiting() {
-                self.flush_left[flush] += usize::from(self.wait_for(id, bit));
-                never_sent += usize::from(id.is_item() && !entry.is_sent());
-            }
-        }
-        never_sent
-    }
-
-    /// These flushes, which did not wait for the entry yet, do so now.
-    pub(crate) fn add_flushes(&mut self, id: EntryId, flushes: u16) {
-        let entry = self.entry_mut(id);
-        debug_assert_eq!(entry.flushes & flushes, 0);
-        entry.flushes |= flushes;
-        for flush in bits(flushes) {
-            self.flush_left[flush] += 1;
-        }
-    }
-
-    /// Entries that a flush still waits for.
-    pub(crate) fn flush_left(&self, flush: usize) -> usize {
-        self.flush_left[flush]
-    }
-
-    /// The flush waits no more; its bit can be used again.
-    pub(crate) fn end_flush(&mut self, flush: usize) {
-        let keep = !(1u16 << flush);
-        let entries = self.in_flight.iter_mut().map(|record| {
-            record.flushes &= keep;
-            record.entry
-        });
-        for id in entries.chain(self.control.iter().copied()).chain(self.waiting.iter().copied()) {
-            let entry = Self::entry_in(&mut self.tables, id);
-            entry.flushes &= keep;
-            entry.flushes_in_flight &= keep;
-        }
-        self.flush_left[flush] = 0;
-    }
-
     /// Removes that the destination has not acknowledged, for when its link is given up.
     pub(crate) fn unacked_removes(&self) -> impl Iterator<Item = ItemId> {
         let tables = self.tables.iter().zip(0..).take(if self.tombstones == 0 { 0 } else { usize::MAX });
@@ -446,29 +392,6 @@ impl SyncCache {
         self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
         self.count_satisfied(before.flushes);
         Deleted { entry: id, was_tombstone }
-    }
-
-    /// The destination applied a record that some flushes wait for, superseded or not.
-    fn satisfy_flushes(&mut self, record: InFlight) {
-        let entry = self.entry_mut(record.entry);
-        let satisfied = entry.flushes & record.flushes;
-        entry.flushes &= !satisfied;
-        entry.flushes_in_flight &= !satisfied;
-        self.count_satisfied(satisfied);
-    }
-
-    fn count_satisfied(&mut self, flushes: u16) {
-        for flush in bits(flushes) {
-            self.flush_left[flush] -= 1;
-        }
-    }
-
-    /// Sets a flush's bit in an entry; answers whether it was not set before.
-    fn wait_for(&mut self, id: EntryId, bit: u16) -> bool {
-        let entry = self.entry_mut(id);
-        let newly = entry.flushes & bit == 0;
-        entry.flushes |= bit;
-        newly
     }
 
     /// Shortens the in-flight list from its front, and keeps invariant 3.
@@ -514,11 +437,6 @@ impl SyncCache {
         self.is_awaited(record) || self.is_newest(record, store)
     }
 
-    /// Whether a flush waits for the record.
-    fn is_awaited(&self, record: &InFlight) -> bool {
-        record.flushes != 0 && self.entry(record.entry).flushes & record.flushes != 0
-    }
-
     fn entry_mut(&mut self, id: EntryId) -> &mut CacheEntry {
         Self::entry_in(&mut self.tables, id)
     }
@@ -561,15 +479,6 @@ impl SyncCache {
         }
         None
     }
-}
-
-/// The numbers of the bits that are set.
-pub(super) fn bits(mut set: u16) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let bit = set.checked_ilog2()?;
-        set &= !(1 << bit);
-        Some(bit as usize)
-    })
 }
 
 /// Where the first record from an ordinal on lies. If nothing between was dropped, the first guess is right.
