@@ -64,6 +64,7 @@ mod ring;
 mod seq;
 mod source;
 mod stats;
+mod subscription;
 mod sys;
 mod wire;
 
@@ -86,6 +87,7 @@ pub use source::{
     CreateError, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
 };
 pub use stats::{DestinationId, DestinationState, SourceStats};
+pub use subscription::Subscription;
 pub use sys::bell::RingerError;
 pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
 pub use sys::socket::ReceiveError;
