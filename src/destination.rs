@@ -12,10 +12,12 @@ use crate::link::incoming::IncomingLink;
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
-use crate::proto::destination::{DestinationCore, DestinationStats, Event, HandlerResult};
+use crate::proto::destination::{AckToken, DestinationCore, DestinationStats, Event, HandlerResult};
+use crate::subscription::{Subscription, SubscriptionError};
 use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
+use crate::wire::Hello;
 
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
@@ -63,6 +65,8 @@ pub struct Destination {
     /// When it was last seen that the source lives; `None` when there is reason to look.
     source_seen: Option<Instant>,
     last_failure: Option<String>,
+    /// When to try again to give up what is not wanted any more.
+    unwanted_retry: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -110,6 +114,7 @@ impl Destination {
         keep_values: bool,
     ) -> Result<Destination, ConnectionError> {
         let now = Instant::now();
+        Hello::check(&options.subscription)?;
         Ok(Destination {
             place: Place::new(RuntimeDir::locate(options.runtime_dir.as_deref())?, name)?,
             wait: options.wait,
@@ -117,13 +122,14 @@ impl Destination {
             allowed: AllowedUsers::new(&options.allowed_users),
             incarnation: process::random_u64()?,
             creator: Creator::here()?,
-            core: DestinationCore::new(keep_values),
+            core: DestinationCore::new(keep_values, options.subscription),
             attachment: Attachment::Detached(None),
             attached_at: now,
             retry: Retry::now(),
             set: PollSet::new(),
             source_seen: None,
             last_failure: None,
+            unwanted_retry: None,
         })
     }
 
@@ -168,6 +174,54 @@ impl Destination {
         self.dispatch(&mut handler)
     }
 
+    /// Acknowledges a change whose ack was put off ([`Event::defer_ack`]), on whatever link stands now; without one, its
+    /// source is told when the change comes again. Answers whether that ack was owed: it is not if a newer change of the item
+    /// was applied meanwhile, or the source has another life now.
+    ///
+    /// # Errors
+    /// [`RecvError`]. The link broke, or this is a forked child.
+    pub fn ack(&mut self, token: AckToken) -> Result<bool, RecvError> {
+        self.ack_all([token]).map(|owed| owed == 1)
+    }
+
+    /// As [`Destination::ack`] for each of these, in one message. Answers how many were owed.
+    ///
+    /// # Errors
+    /// See [`Destination::ack`].
+    pub fn ack_all(&mut self, tokens: impl IntoIterator<Item = AckToken>) -> Result<usize, RecvError> {
+        self.check_process()?;
+        let owed = tokens.into_iter().filter(|token| self.core.acknowledge(token)).count();
+        if let Attachment::Attached(link) = &mut self.attachment {
+            link.send_acks(&mut self.core)?;
+        }
+        Ok(owed)
+    }
+
+    /// Says that a change whose ack was put off could not be applied: it comes again, as if the handler had failed. Answers
+    /// whether the ack was owed.
+    pub fn refuse(&mut self, token: AckToken) -> bool {
+        let owed = self.core.refuse(&token);
+        if owed {
+            self.last_failure = Some(format!("item {}, change {}: refused", token.opcode(), token.seq()));
+        }
+        owed
+    }
+
+    /// Wants other items from now on. The present link is given up, and the next calls attach anew; what is not wanted any
+    /// more is told as [`Event::Removed`] then: items of tables that are not named at once, others at the end marker of their
+    /// table.
+    ///
+    /// # Errors
+    /// [`SubscriptionError`]; then nothing has changed.
+    pub fn subscribe(&mut self, subscription: Subscription) -> Result<(), SubscriptionError> {
+        Hello::check(&subscription)?;
+        self.core.set_subscription(subscription);
+        self.core.detach();
+        self.attachment = Attachment::Detached(None);
+        self.retry = Retry::now();
+        Ok(())
+    }
+
     /// Whether a link to a source stands.
     pub fn is_attached(&self) -> bool {
         matches!(self.attachment, Attachment::Attached(_))
@@ -178,7 +232,8 @@ impl Destination {
         self.core.is_synced(table)
     }
 
-    /// Whether every table that the source has announced is synced, and there is at least one.
+    /// Whether every table that the subscription names is synced; if it names none, every table that the source has
+    /// announced, of which there must be one.
     pub fn is_all_synced(&self) -> bool {
         self.core.is_all_synced()
     }
@@ -231,6 +286,10 @@ impl Destination {
             Attachment::Attached(link) => {
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
+                if self.unwanted_retry.is_some_and(|at| at <= Instant::now()) {
+                    self.core.sweep_unwanted(&mut guarded);
+                    self.unwanted_retry = self.core.has_unwanted().then(|| Instant::now() + RETRY_MOST);
+                }
                 match link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
                     Ok(0) => self.check_source(handler),
                     Ok(received) => Ok(received),
@@ -296,7 +355,7 @@ impl Destination {
         }
         let watched = watch.is_some();
         match rendezvous::connect(&self.place) {
-            Ok(socket) => match Greeting::start(socket, self.incarnation, ACK_RING_BYTES, &self.allowed) {
+            Ok(socket) => match Greeting::start(socket, &self.hello(), &self.allowed) {
                 Ok(greeting) => {
                     self.attachment = Attachment::Greeting(Box::new(greeting));
                     Ok(())
@@ -327,6 +386,14 @@ impl Destination {
         }
     }
 
+    fn hello(&self) -> Hello {
+        Hello {
+            incarnation: self.incarnation,
+            ack_ring_bytes: ACK_RING_BYTES,
+            subscription: self.core.subscription().clone(),
+        }
+    }
+
     fn finish_greeting(
         &mut self,
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
@@ -345,6 +412,7 @@ impl Destination {
                 self.attachment = Attachment::Attached(Box::new(link));
                 self.attached_at = Instant::now();
                 let restarted = self.core.attach(epoch);
+                self.unwanted_retry = self.core.has_unwanted().then(Instant::now);
                 let event = Event::SourceFound { pid: pid.unsigned_abs(), restarted };
                 hand_over(event, handler, &mut self.last_failure);
                 Ok(1)
@@ -437,7 +505,9 @@ fn hand_over(
     };
     *last_failure = Some(match event {
         Event::Set { table, opcode, seq, .. } => format!("set {opcode} in {table}, change {seq}: {why}"),
-        Event::Removed { table, opcode, seq } => format!("remove {opcode} from {table}, change {seq}: {why}"),
+        Event::Removed { table, opcode, seq, .. } => {
+            format!("remove {opcode} from {table}, change {seq}: {why}")
+        }
         Event::Synced { table } => format!("end of the replay of {table}: {why}"),
         Event::SourceLost | Event::SourceFound { .. } => format!("{event:?}: {why}"),
     });

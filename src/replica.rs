@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
+use crate::subscription::{Subscription, SubscriptionError};
 use crate::sys::poll::deadline_after;
 
 /// A copy of a source's tables, to be read like maps.
@@ -94,7 +95,7 @@ impl Replica {
     }
 
     /// Waits until every table of the source is complete: all that it held when this replica attached is here, and
-    /// nothing else. A source without a table is not complete.
+    /// nothing else. A source without a table is not complete. With a subscription: every table that it names.
     ///
     /// # Errors
     /// [`SyncError`]; the replica is still good, and keeps what it has got so far.
@@ -108,13 +109,14 @@ impl Replica {
             if !self.destination.is_attached() {
                 return Err(SyncError::NoSource { timeout, socket: self.destination.place().socket() });
             }
-            let loading = self.destination.core().loading().map(String::from).collect();
+            let loading = self.destination.core().loading().into_iter().map(String::from).collect();
             return Err(SyncError::TimedOut { timeout, loading });
         }
         Ok(())
     }
 
-    /// Whether every table that the source has announced is complete, and there is at least one.
+    /// Whether every table that the source has announced is complete, and there is at least one. With a subscription:
+    /// whether every table that it names is.
     pub fn is_synced(&self) -> bool {
         self.destination.is_all_synced()
     }
@@ -132,6 +134,14 @@ impl Replica {
     /// The names of the tables that were seen.
     pub fn tables(&self) -> impl Iterator<Item = &str> {
         self.destination.core().tables()
+    }
+
+    /// Wants other items from now on; see [`Destination::subscribe`].
+    ///
+    /// # Errors
+    /// See [`Destination::subscribe`].
+    pub fn subscribe(&mut self, subscription: Subscription) -> Result<(), SubscriptionError> {
+        self.destination.subscribe(subscription)
     }
 
     /// What the replica counts.
@@ -189,6 +199,12 @@ impl ReplicaOptions {
     /// Accepts a source that runs as one of these users, besides our own and root.
     pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
         self.destination = self.destination.allow_users(users);
+        self
+    }
+
+    /// What of the source's items is wanted; see [`DestinationOptions::subscribe`]. Default: everything.
+    pub fn subscribe(mut self, subscription: Subscription) -> Self {
+        self.destination = self.destination.subscribe(subscription);
         self
     }
 

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::Backoff;
 
 use crate::link::service::{Shared, State};
-use crate::stats::{DestinationId, DestinationState, SourceStats};
+use crate::proto::store::TableStore;
+use crate::retention::Retention;
+use crate::stats::{DestinationId, DestinationState, EntryState, SourceStats};
 use crate::sys::fork::Creator;
 use crate::sys::poll::deadline_after;
 
@@ -86,11 +88,26 @@ impl Source {
     /// # Errors
     /// A name longer than 255 bytes, more than 65,536 tables, or the use in a forked child.
     pub fn table(&self, name: &str) -> Result<Table, TableError> {
+        self.table_of(name, None)
+    }
+
+    /// As [`Source::table`], and says what the source keeps of the table's items.
+    ///
+    /// # Errors
+    /// As [`Source::table`], and if the table is there already: what it keeps is settled.
+    pub fn table_with(&self, name: &str, retention: Retention) -> Result<Table, TableError> {
+        self.table_of(name, Some(retention))
+    }
+
+    fn table_of(&self, name: &str, retention: Option<Retention>) -> Result<Table, TableError> {
         if name.len() > MAX_TABLE_NAME_BYTES {
             return Err(TableError::NameTooLong { bytes: name.len() });
         }
         let mut state = self.handle.lock().map_err(|_| TableError::Forked)?;
-        let id = state.core.table(name).ok_or(TableError::TooMany)?;
+        if retention.is_some() && state.core.store().table_named(name).is_some() {
+            return Err(TableError::Exists { name: name.into() });
+        }
+        let id = state.core.table(name, retention.unwrap_or_default()).ok_or(TableError::TooMany)?;
         self.handle.shared.publish(&mut state);
         Ok(Table::new(self.handle.clone(), id, name))
     }
@@ -98,16 +115,42 @@ impl Source {
     /// Waits until every destination that is attached now has applied all that was changed before the call; a later
     /// change of the same item counts for an earlier one.
     ///
+    /// An item whose data must be read ([`Table::set_shared`]) is read on the timer thread: do not hold a lock meanwhile that
+    /// its snapshot takes.
+    ///
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.
     pub fn flush(&self, timeout: Duration) -> Result<Flushed, FlushError> {
+        self.flush_to(None, timeout)
+    }
+
+    /// As [`Source::flush`], but waits for one destination only, of those in [`SourceStats::destinations`]. If it is not
+    /// attached any more, that is [`Flushed::Gone`].
+    ///
+    /// # Errors
+    /// [`FlushError`].
+    pub fn flush_destination(
+        &self,
+        destination: DestinationId,
+        timeout: Duration,
+    ) -> Result<Flushed, FlushError> {
+        self.flush_to(Some(destination), timeout)
+    }
+
+    fn flush_to(&self, only: Option<DestinationId>, timeout: Duration) -> Result<Flushed, FlushError> {
         let deadline = deadline_after(timeout);
         let mut state = self.handle.lock().map_err(|_| FlushError::Forked)?;
-        let destinations = attached(&state);
+        let destinations = only.map_or_else(|| attached(&state), |only| vec![only]);
         if destinations.is_empty() {
             return Ok(Flushed::NoDestination);
         }
-        let flush = state.start_flush().ok_or(FlushError::TooMany)?;
+        let session = only.map(|only| state.links.iter().flatten().find(|link| link.id == only));
+        let session = match session {
+            Some(None) => return Ok(Flushed::Gone(destinations)),
+            Some(Some(link)) => Some(link.session),
+            None => None,
+        };
+        let flush = state.start_flush(session).ok_or(FlushError::TooMany)?;
         let backoff = Backoff::new();
         let outcome = loop {
             if backoff.is_completed() {
@@ -140,13 +183,17 @@ impl Source {
             return SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() };
         };
         self.handle.shared.drain_acks(&mut state);
+        let sum =
+            |of: fn(&TableStore) -> u32| state.core.store().tables().iter().map(of).map(u64::from).sum();
         let mut stats = SourceStats {
-            items: state.core.store().tables().iter().map(|table| u64::from(table.live)).sum(),
+            items: sum(|table| table.live),
+            pointers: sum(|table| table.pointers),
             changes: state.core.counters().changes,
             last_seq: state.core.store().last_change().seq(),
             attached: state.counters.attached,
             refused: state.counters.refused,
             broken: state.counters.broken,
+            overruns: state.core.counters().overruns,
             last_error: state.counters.last_error.clone(),
             destinations: Vec::new(),
         };
@@ -155,16 +202,30 @@ impl Source {
             stats.destinations.push(DestinationState {
                 id: link.id,
                 unacked: session.unacked as u64,
+                pointers: session.pointers as u64,
                 tombstones: session.tombstones as u64,
                 failing: session.failing as u64,
+                failing_items: state.core.failing(link.session).map(EntryState::of).collect(),
                 replaying: session.replaying,
                 sent: session.counters.sent,
                 resent: session.counters.resent,
                 coalesced: session.counters.coalesced,
                 acked: session.counters.acked,
+                unreadable: session.counters.unreadable,
             });
         }
         stats
+    }
+
+    /// What a destination has not acknowledged: at most so many entries of its sync cache, those of one table after the
+    /// other. Looks at every item while publishers wait, so it is for a person, not for a loop.
+    pub fn unacked(&self, destination: DestinationId, most: usize) -> Vec<EntryState> {
+        let Ok(mut state) = self.handle.lock() else { return Vec::new() };
+        self.handle.shared.drain_acks(&mut state);
+        let Some(link) = state.links.iter().flatten().find(|link| link.id == destination) else {
+            return Vec::new();
+        };
+        state.core.entries(link.session).take(most).map(EntryState::of).collect()
     }
 
     /// The path of the socket at which destinations find this source.
@@ -216,7 +277,8 @@ fn flush_outcome(
 ) -> Option<Result<Flushed, FlushError>> {
     let mut left = Vec::new();
     let mut gone = destinations.to_vec();
-    for link in state.links.iter().flatten() {
+    // One that was given up is as good as gone, and has not applied what it owed.
+    for link in state.links.iter().flatten().filter(|link| !state.core.is_overrun(link.session)) {
         gone.retain(|id| *id != link.id);
         if destinations.contains(&link.id) {
             left.push((link.id, state.core.flush_left(link.session, flush)));
@@ -239,6 +301,14 @@ pub enum TableError {
     NameTooLong {
         /// Its length.
         bytes: usize,
+    },
+    /// There is a table of that name, so it is too late to say what is to be kept of it.
+    #[error(
+        "table {name} is there already, and what it keeps is settled; make it with Source::table_with first"
+    )]
+    Exists {
+        /// Its name.
+        name: String,
     },
     /// The source has 65,536 tables.
     #[error("a source has at most 65536 tables")]

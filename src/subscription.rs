@@ -7,6 +7,8 @@ use crate::opcode::{Opcode, OpcodeError, ToOpcode};
 /// The tables, and the opcodes within them, that a destination wants. A table that its source does not have yet counts as
 /// loading. Default: everything.
 ///
+/// What is not wanted is neither sent nor kept for the destination, and costs it nothing.
+///
 /// ```
 /// use shmirror::Subscription;
 ///
@@ -27,7 +29,7 @@ pub struct Subscription {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Selection {
     All,
-    /// The items whose opcodes begin with one of these.
+    /// The items whose opcodes begin with one of these, which are sorted, and none of which begins with another.
     Prefixes(Vec<Opcode>),
 }
 
@@ -56,17 +58,16 @@ impl Subscription {
     ///
     /// # Errors
     /// The prefix is longer than an opcode can be.
-    pub fn prefix(mut self, table: &str, prefix: impl ToOpcode) -> Result<Subscription, OpcodeError> {
-        let prefix = prefix.to_opcode()?;
+    pub fn prefix(self, table: &str, prefix: impl ToOpcode) -> Result<Subscription, OpcodeError> {
+        Ok(self.raw_prefix(table, prefix.to_opcode()?))
+    }
+
+    pub(crate) fn raw_prefix(mut self, table: &str, prefix: Opcode) -> Subscription {
         if let Some(tables) = &mut self.tables {
             let selection = tables.entry(table.into()).or_insert_with(|| Selection::Prefixes(Vec::new()));
-            if let Selection::Prefixes(prefixes) = selection
-                && !prefixes.contains(&prefix)
-            {
-                prefixes.push(prefix);
-            }
+            selection.add(prefix);
         }
-        Ok(self)
+        self
     }
 
     /// What is wanted of a table; `None` for nothing.
@@ -88,11 +89,47 @@ impl Selection {
     pub(crate) fn takes(&self, opcode: &Opcode) -> bool {
         match self {
             Selection::All => true,
-            Selection::Prefixes(prefixes) => {
-                prefixes.iter().any(|prefix| opcode.as_bytes().starts_with(prefix.as_bytes()))
-            }
+            // What lies between a prefix and an opcode that begins with it begins with it, too: so it is the last before.
+            Selection::Prefixes(prefixes) => prefixes
+                .partition_point(|prefix| prefix.as_bytes() <= opcode.as_bytes())
+                .checked_sub(1)
+                .is_some_and(|last| opcode.as_bytes().starts_with(prefixes[last].as_bytes())),
         }
     }
+
+    fn add(&mut self, prefix: Opcode) {
+        if self.takes(&prefix) {
+            return;
+        }
+        let Selection::Prefixes(prefixes) = self else { return };
+        let at = prefixes.partition_point(|other| other.as_bytes() < prefix.as_bytes());
+        let covered =
+            prefixes[at..].iter().take_while(|other| other.as_bytes().starts_with(prefix.as_bytes()));
+        let end = at + covered.count();
+        prefixes.splice(at..end, [prefix]);
+    }
+}
+
+/// Why a subscription cannot be told to a source.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// No table has such a long name.
+    #[error("a subscription to a table name of {bytes} bytes, expected at most 255 bytes")]
+    NameTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The subscription names too many tables or prefixes.
+    #[error(
+        "a greeting with this subscription has {bytes} bytes, expected at most {max}; name fewer prefixes"
+    )]
+    TooLong {
+        /// The length of the greeting.
+        bytes: usize,
+        /// The longest greeting.
+        max: usize,
+    },
 }
 
 #[cfg(test)]
@@ -114,5 +151,24 @@ mod tests {
             "a whole table outdoes its prefixes"
         );
         assert_eq!(Subscription::all().table("x"), Subscription::default());
+    }
+
+    #[test]
+    fn prefixes_take_what_begins_with_any_of_them_in_whatever_order_they_were_added() {
+        let words: [&[u8]; 8] = [b"", b"a", b"ab", b"abc", b"b", b"ba", b"\xff", b"\xff\xff"];
+        let mut rng = fastrand::Rng::with_seed(1);
+        for _ in 0..500 {
+            let chosen: Vec<&[u8]> = (0..rng.usize(0..5)).map(|_| words[rng.usize(1..words.len())]).collect();
+            let mut some = Subscription::none();
+            for prefix in &chosen {
+                some = some.raw_prefix("t", Opcode::from_bytes(prefix).unwrap());
+            }
+            for word in words {
+                let expected = chosen.iter().any(|prefix| word.starts_with(prefix));
+                let takes =
+                    some.of("t").is_some_and(|selection| selection.takes(&Opcode::from_bytes(word).unwrap()));
+                assert_eq!(takes, expected, "{word:?} by {chosen:?}");
+            }
+        }
     }
 }

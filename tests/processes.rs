@@ -383,7 +383,7 @@ fn wait_for_loss(replica: &mut Replica) -> Instant {
 
 fn state_of(source: &Source, pid: u32) -> shmirror::DestinationState {
     let stats = source.stats();
-    *stats.destinations.iter().find(|state| state.id.pid == pid).expect("it is attached")
+    stats.destinations.into_iter().find(|state| state.id.pid == pid).expect("it is attached")
 }
 
 /// A runtime directory of one test.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::Destination;
 use crate::link::rendezvous::place::{NameError, RuntimeDirError};
+use crate::subscription::{Subscription, SubscriptionError};
 
 /// How a [`Destination`] or a [`Replica`](crate::Replica) is made. Every option has a default.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +15,7 @@ pub struct DestinationOptions {
     pub(super) wait: Wait,
     pub(super) on_source_lost: OnSourceLost,
     pub(super) allowed_users: Vec<u32>,
+    pub(super) subscription: Subscription,
 }
 
 /// How a destination waits for its source.
@@ -62,6 +64,12 @@ impl DestinationOptions {
         self
     }
 
+    /// What of the source's items is wanted. Default: everything.
+    pub fn subscribe(mut self, subscription: Subscription) -> Self {
+        self.subscription = subscription;
+        self
+    }
+
     /// Makes the destination.
     ///
     /// # Errors
@@ -81,6 +89,9 @@ pub enum ConnectionError {
     /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    /// The subscription cannot be told to a source.
+    #[error(transparent)]
+    Subscription(#[from] SubscriptionError),
     /// The system has no memory or no random numbers.
     #[error("the destination cannot be set up: {0}")]
     Io(#[from] io::Error),

@@ -25,6 +25,7 @@ use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::region::{OwnRegion, PeerRegion, RegionError};
 use crate::ring::{Consumer, Producer};
 use crate::stats::DestinationId;
+use crate::subscription::Subscription;
 use crate::sys::bell::{Bell, Ringer, RingerError};
 use crate::sys::process::{self, Credentials, Pidfd};
 use crate::sys::socket::{ReceiveError, Received, Sent, Socket};
@@ -121,6 +122,7 @@ pub(crate) struct Host {
 
 /// Everything that a link is made of, before it has a session.
 pub(crate) struct Welcomed {
+    pub(crate) subscription: Subscription,
     peer: Credentials,
     pidfd: Pidfd,
     bell: Bell,
@@ -156,6 +158,7 @@ impl Host {
         let accept = Accept { epoch: self.epoch, change_ring_bytes: self.ring_bytes };
         send(socket, &accept.encode(), [ours.fd(), their_end.as_fd()])?;
         Ok(Some(Welcomed {
+            subscription: hello.subscription,
             peer,
             pidfd,
             bell,
@@ -168,7 +171,7 @@ impl Host {
 
 impl Welcomed {
     pub(crate) fn into_link(self, session: SessionId, attachment: u64, socket: Socket) -> OutgoingLink {
-        let Welcomed { peer, pidfd, bell, ringer, changes, acks } = self;
+        let Welcomed { peer, pidfd, bell, ringer, changes, acks, .. } = self;
         let id = DestinationId { pid: peer.pid.unsigned_abs(), attachment };
         OutgoingLink::new(session, id, (socket, pidfd), (bell, ringer), changes, acks)
     }
@@ -186,17 +189,16 @@ pub(crate) struct Greeting {
 }
 
 impl Greeting {
-    /// Says hello on a connection, and offers a ring of so many bytes for acks.
+    /// Says hello on a connection, and offers a ring for acks.
     pub(crate) fn start(
         socket: Socket,
-        incarnation: u64,
-        ring_bytes: u64,
+        hello: &Hello,
         allowed: &AllowedUsers,
     ) -> Result<Greeting, GreetingError> {
         let peer = allowed.check(socket.as_fd())?;
-        let region = OwnRegion::create(Header { kind: Kind::Ack, ring_bytes, identity: incarnation })?;
+        let ring_bytes = hello.ack_ring_bytes;
+        let region = OwnRegion::create(Header { kind: Kind::Ack, ring_bytes, identity: hello.incarnation })?;
         let (bell, their_end) = Bell::new()?;
-        let hello = Hello { incarnation, ack_ring_bytes: ring_bytes };
         send(&socket, &hello.encode(), [region.fd(), their_end.as_fd()])?;
         Ok(Greeting { socket, peer, region, ring_bytes, bell, deadline: Instant::now() + GREETING_TIMEOUT })
     }

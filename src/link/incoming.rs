@@ -164,7 +164,8 @@ impl IncomingLink {
         Ok(())
     }
 
-    fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
+    /// Sends the acks that are due, as far as there is room for them.
+    pub(crate) fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
         if self.source_gone {
             while core.poll_ack().is_some() {
                 core.handle_ack_sent();

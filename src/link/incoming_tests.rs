@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::subscription::Subscription;
+use crate::wire::Hello;
 use crate::link::greeting::{AllowedUsers, Greeting};
 use crate::link::rendezvous;
 use crate::link::rendezvous::place::{Place, RuntimeDir};
@@ -33,7 +35,8 @@ fn attach(dir: &tempfile::TempDir) -> IncomingLink {
 fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
     let place = Place::new(RuntimeDir::locate(Some(dir.path())).unwrap(), "s").unwrap();
     let socket = rendezvous::connect(&place).unwrap();
-    let mut greeting = Greeting::start(socket, 1, ack_ring_bytes, &AllowedUsers::new(&[])).unwrap();
+    let hello = Hello { incarnation: 1, ack_ring_bytes, subscription: Subscription::all() };
+    let mut greeting = Greeting::start(socket, &hello, &AllowedUsers::new(&[])).unwrap();
     loop {
         greeting = match greeting.finish().unwrap() {
             Ok(attached) => return attached.link,
@@ -84,7 +87,7 @@ fn a_full_ack_ring_stops_the_destination_at_a_bound_and_goes_on_when_the_source_
     until("the replay", || source.stats().destinations.first().is_some_and(|one| !one.replaying));
 
     // Every second change fails, so that no two acks can merge.
-    let mut core = DestinationCore::new(false);
+    let mut core = DestinationCore::new(false, Subscription::all());
     core.attach(1);
     let mut applied = 0;
     let mut handler = |event: Event<'_>| {

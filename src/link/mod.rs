@@ -1,8 +1,10 @@
 //! One link joins one source to one destination: two regions, two doorbells, a socket that tells of the peer's death.
 //!
 //! [`rendezvous`] is where they find each other, [`greeting`] how they agree on a link, [`outgoing`] and [`incoming`] the
-//! link itself as the source and the destination see it, [`service`] the source's timer thread.
+//! link itself as the source and the destination see it, [`service`] the source's timer thread, [`application`] what that asks
+//! the application for.
 
+pub(crate) mod application;
 pub(crate) mod greeting;
 pub(crate) mod incoming;
 pub(crate) mod outgoing;
@@ -29,6 +31,23 @@ pub enum LinkError {
     /// The peer said something on the socket, on which nothing is said after the greeting.
     #[error("the peer sent a message after the greeting, expected none")]
     Spoke,
+    /// The destination left too many removes unacknowledged, or too much changed while it was given the full state.
+    #[error(
+        "more than {max} removes are unacknowledged or changes are to be remembered (max_tombstones); the destination is \
+         given the full state when it attaches again"
+    )]
+    Overrun {
+        /// The most that are kept.
+        max: usize,
+    },
+    /// The full state cannot be had from the application.
+    #[error("the enumerator of table {table} failed: {why}")]
+    Enumerator {
+        /// The table.
+        table: String,
+        /// What it said, or that it panicked.
+        why: String,
+    },
     /// A doorbell or a wait failed.
     #[error("a system call on the link failed: {0}")]
     Io(#[from] std::io::Error),

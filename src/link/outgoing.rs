@@ -6,14 +6,14 @@
 
 use super::LinkError;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{SessionId, SourceCore};
+use crate::proto::source::{PointerPlace, SessionId, SourceCore, Unreadable};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{Consumer, Producer};
 use crate::stats::DestinationId;
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::process::Pidfd;
 use crate::sys::socket::Socket;
-use crate::wire::Ack;
+use crate::wire::{Ack, HEADER_BYTES};
 
 /// The two rings of a link and the bell to ring.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct OutgoingLink {
     ringer: Ringer,
     scratch: Vec<u8>,
     /// The destination was told that room is awaited.
-    awaits_room: bool,
+    pub(crate) awaits_room: bool,
     /// Frames sent since acks were last looked for.
     sent_since_drain: u32,
 }
@@ -93,6 +93,33 @@ impl OutgoingLink {
         })
     }
 
+    /// Whether it is worth asking the application for what must be read: there is something, and some room. If there is none,
+    /// room is awaited.
+    pub(crate) fn may_read(&mut self, core: &mut SourceCore) -> bool {
+        if self.failed.is_some() || !core.has_reads(self.session) {
+            return false;
+        }
+        self.has_room_or_awaits_it(HEADER_BYTES).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            false
+        })
+    }
+
+    /// Puts the record of a pointer's data in the ring, unless its entry has changed meanwhile. If it does not fit, room is
+    /// awaited, and the data will be read again.
+    pub(crate) fn send_snapshot(
+        &mut self,
+        core: &mut SourceCore,
+        place: PointerPlace,
+        snapshot: Result<&[u8], Unreadable>,
+    ) {
+        if self.failed.is_none()
+            && let Err(error) = self.try_send_snapshot(core, place, snapshot)
+        {
+            self.failed = Some(error);
+        }
+    }
+
     /// Takes in all acks that are there. If the link breaks, says so in `failed`.
     pub(crate) fn drain_acks(&mut self, core: &mut SourceCore) {
         if self.failed.is_none()
@@ -135,9 +162,12 @@ impl OutgoingLink {
             if sent == budget || sent_bytes >= MAX_PUMP_BYTES {
                 break Pumped::Budget;
             }
-            let Some(outgoing) = core.poll_frame(self.session) else { break Pumped::All };
+            let Some(outgoing) = core.poll_frame(self.session) else {
+                break if core.is_walking(self.session) { Pumped::Budget } else { Pumped::All };
+            };
             let length = outgoing.frame.len_bytes();
             if !self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
+                core.handle_full(self.session);
                 self.publish()?;
                 if self.awaits_room || !self.await_room(length)? {
                     break Pumped::Full;
@@ -160,12 +190,36 @@ impl OutgoingLink {
         Ok(pumped)
     }
 
+    fn try_send_snapshot(
+        &mut self,
+        core: &mut SourceCore,
+        place: PointerPlace,
+        snapshot: Result<&[u8], Unreadable>,
+    ) -> Result<(), LinkError> {
+        let Some(outgoing) = core.poll_snapshot(self.session, place, snapshot) else { return Ok(()) };
+        let length = outgoing.frame.len_bytes();
+        if self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
+            let entry = outgoing.entry;
+            core.handle_sent(self.session, entry);
+            return self.publish();
+        }
+        core.handle_full(self.session);
+        if !self.awaits_room {
+            self.await_room(length)?;
+        }
+        Ok(())
+    }
+
     /// Makes a message of what is written, and rings the destination if it sleeps.
     fn publish(&mut self) -> Result<(), LinkError> {
         if self.changes.publish() && self.changes.consumer_must_be_rung() {
             self.ringer.ring()?;
         }
         Ok(())
+    }
+
+    fn has_room_or_awaits_it(&mut self, length: usize) -> Result<bool, LinkError> {
+        Ok(self.changes.has_room_for(length)? || (!self.awaits_room && self.await_room(length)?))
     }
 
     /// Says that room is awaited; `true` if there is room after all.

@@ -15,14 +15,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::LinkError;
+use super::application::{self, Answer};
 use super::greeting::{GREETING_TIMEOUT, GreetingError, Host, Welcomed};
 use super::outgoing::{OutgoingLink, Pumped};
 use super::rendezvous::bind::SourceListener;
+use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{MAX_FLUSHES, SessionId, SourceCore};
+use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore, Unreadable};
+use crate::ring;
 use crate::sys::poll::{Interest, PollSet};
 use crate::sys::socket::Socket;
 use crate::sys::wake::Wake;
+use crate::wire;
 
 /// What the publishers and the timer thread share.
 #[derive(Debug)]
@@ -34,6 +38,8 @@ pub(crate) struct Shared {
     timer_waits: AtomicBool,
     pub(crate) wake: Wake,
     pub(crate) policy: ResendPolicy,
+    /// The longest opcode and value together that fit a record.
+    max_item_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -63,13 +69,15 @@ pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
 const FRAMES_PER_TURN: u32 = 1024;
 /// How often a publisher yields to the timer thread before it takes the lock all the same.
 const YIELDS_TO_TIMER: u32 = 50;
+/// Questions to the application on one link before others have their turn.
+const READS_PER_TURN: u32 = 64;
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
 const MAX_STRANGERS: usize = 64;
 /// How long to leave the listener alone when no descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 impl Shared {
-    pub(crate) fn new(core: SourceCore, policy: ResendPolicy, wake: Wake) -> Shared {
+    pub(crate) fn new(core: SourceCore, policy: ResendPolicy, ring_bytes: u64, wake: Wake) -> Shared {
         let state = State {
             core,
             links: Vec::new(),
@@ -78,7 +86,14 @@ impl Shared {
             counters: ServiceCounters::default(),
         };
         let timer_waits = AtomicBool::new(false);
-        Shared { state: Mutex::new(state), flushed: Condvar::new(), timer_waits, wake, policy }
+        let max_item_bytes = ring::max_payload_bytes(ring_bytes) - wire::HEADER_BYTES;
+        let (state, flushed) = (Mutex::new(state), Condvar::new());
+        Shared { state, flushed, timer_waits, wake, policy, max_item_bytes }
+    }
+
+    /// The longest value that fits a record beside this opcode.
+    pub(crate) fn max_value_bytes(&self, opcode: &Opcode) -> usize {
+        self.max_item_bytes - opcode.as_bytes().len()
     }
 
     /// The lock, for publishers. It is not fair, and a publisher in a loop would take it again before the timer thread,
@@ -121,7 +136,10 @@ impl Shared {
         let mut wake = false;
         for link in links.iter_mut().flatten() {
             let pumped = link.pump(core, &self.policy, FRAMES_PER_PUBLISH);
-            wake |= link.failed.is_some() || pumped == Pumped::Budget || core.request_tick(link.session);
+            // What must be read from the application is the timer thread's: the publisher may hold a lock that it takes.
+            let reads = !link.awaits_room && core.has_reads(link.session);
+            let failed = link.failed.is_some() || core.is_overrun(link.session);
+            wake |= failed || reads || pumped == Pumped::Budget || core.request_tick(link.session);
         }
         if wake {
             self.wake.wake();
@@ -169,14 +187,14 @@ impl State {
         self.closing
     }
 
-    /// Begins a flush of all that is attached; `None` if too many are waiting.
-    pub(crate) fn start_flush(&mut self) -> Option<usize> {
+    /// Begins a flush of one session or of all; `None` if too many are waiting.
+    pub(crate) fn start_flush(&mut self, only: Option<SessionId>) -> Option<usize> {
         let flush = self.flushes.trailing_ones() as usize;
         if flush == MAX_FLUSHES {
             return None;
         }
         self.flushes |= 1 << flush;
-        self.core.start_flush(flush);
+        self.core.start_flush(flush, only);
         Some(flush)
     }
 
@@ -189,8 +207,15 @@ impl State {
         self.flushes &= !(1 << flush);
     }
 
+    /// What the application must be asked for on a link, if there is room for the answer.
+    fn poll_read(&mut self, session: SessionId) -> Option<Read> {
+        let State { core, links, .. } = self;
+        let link = links[session].as_mut()?;
+        if link.may_read(core) { core.poll_read(session) } else { None }
+    }
+
     fn add_link(&mut self, welcomed: Welcomed, socket: Socket) {
-        let session = self.core.attach();
+        let session = self.core.attach(welcomed.subscription.clone());
         self.counters.attached += 1;
         let link = welcomed.into_link(session, self.counters.attached, socket);
         if self.links.len() <= session {
@@ -205,13 +230,15 @@ impl State {
     }
 
     /// Takes a link out. The caller drops it once it has let go of the lock: unmapping a large ring takes long.
-    fn take_link(&mut self, session: SessionId, why: Option<String>) -> Option<OutgoingLink> {
-        if let Some(why) = why {
-            self.counters.broken += 1;
-            self.counters.last_error = Some(why);
+    fn take_link(&mut self, session: SessionId) -> Option<OutgoingLink> {
+        let link = self.links[session].take();
+        if let Some(OutgoingLink { failed: Some(error), id, .. }) = &link {
+            // An overrun is counted where it is found, and is no fault of the destination.
+            self.counters.broken += u64::from(!matches!(error, LinkError::Overrun { .. }));
+            self.counters.last_error = Some(format!("process {}: {error}", id.pid));
         }
         self.core.detach(session);
-        self.links[session].take()
+        link
     }
 }
 
@@ -225,6 +252,8 @@ pub(crate) struct Service {
     set: PollSet,
     /// Not before then is the listener looked at.
     accept_from: Option<Instant>,
+    /// Where data is copied that must be read first.
+    snapshot: Vec<u8>,
 }
 
 /// Where in the poll set a link's descriptors are.
@@ -236,7 +265,15 @@ struct Watched {
 
 impl Service {
     pub(crate) fn new(shared: Arc<Shared>, host: Host, listener: SourceListener) -> Service {
-        Service { shared, host, listener, strangers: Vec::new(), set: PollSet::new(), accept_from: None }
+        Service {
+            shared,
+            host,
+            listener,
+            strangers: Vec::new(),
+            set: PollSet::new(),
+            accept_from: None,
+            snapshot: Vec::new(),
+        }
     }
 
     /// Runs until [`Shared::close`].
@@ -257,6 +294,7 @@ impl Service {
             more = false;
             for link in watched {
                 more |= self.serve(&link);
+                more |= self.ask_application(link.session);
             }
             self.greet();
             self.accept();
@@ -286,7 +324,7 @@ impl Service {
             self.set.watch(link.socket.as_fd(), Interest::Read);
             self.set.watch(link.pidfd.as_fd(), Interest::Read);
             watched.push(Watched { session: link.session, at });
-            let broken = link.failed.is_some().then_some(now);
+            let broken = (link.failed.is_some() || state.core.is_overrun(link.session)).then_some(now);
             deadline = earlier(deadline, earlier(broken, state.core.poll_timeout(link.session, now)));
         }
         Some((watched, deadline))
@@ -326,13 +364,46 @@ impl Service {
         if state.flushes != 0 {
             link.await_acks(&mut state.core);
         }
-        let broken = link.failed.as_ref().map(|error| format!("process {}: {error}", link.id.pid));
-        let dead = if gone || broken.is_some() { state.take_link(session, broken) } else { None };
+        if state.core.is_overrun(session) {
+            link.failed = Some(LinkError::Overrun { max: state.core.max_tombstones() });
+        }
+        let more = pumped == Pumped::Budget && !link.awaits_room;
+        let dead = if gone || link.failed.is_some() { state.take_link(session) } else { None };
         if state.is_flushing() {
             self.shared.flushed.notify_all();
         }
         drop(guard);
-        pumped == Pumped::Budget && dead.is_none()
+        more && dead.is_none()
+    }
+
+    /// Asks the application for what must be read before it can be sent: copies of the data that pointers lead to, items of
+    /// enumerations. It answers with the lock free. Says whether it was asked for anything: then there may be more, and what
+    /// it answered is still to be sent.
+    fn ask_application(&mut self, session: SessionId) -> bool {
+        for asked in 0..READS_PER_TURN {
+            let Some(read) = self.shared.lock_for_timer().poll_read(session) else { return asked > 0 };
+            let longest = |opcode: &Opcode| self.shared.max_value_bytes(opcode);
+            let answer = application::ask(read, &mut self.snapshot, longest);
+            let mut guard = self.shared.lock_for_timer();
+            let State { core, links, counters, .. } = &mut *guard;
+            let Some(link) = links[session].as_mut() else { return false };
+            match answer {
+                Answer::Snapshot { place, length: Ok(length) } => {
+                    link.send_snapshot(core, place, Ok(&self.snapshot[..length]));
+                }
+                Answer::Snapshot { place, length: Err(why) } => {
+                    counters.last_error =
+                        core.describe(place).map(|item| format!("{item} could not be read: {why}"));
+                    link.send_snapshot(core, place, Err(Unreadable));
+                }
+                Answer::Drawn { table, drawn: Ok(drawn) } => core.handle_drawn(session, table, drawn),
+                Answer::Drawn { table, drawn: Err(why) } => {
+                    let table = core.store().tables()[usize::from(table)].name.to_string();
+                    link.failed = Some(LinkError::Enumerator { table, why });
+                }
+            }
+        }
+        true
     }
 
     /// Answers those who have said hello.
@@ -391,7 +462,7 @@ impl Drop for CloseAtEnd {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.closing = true;
-        let links: Vec<_> = (0..state.links.len()).map(|session| state.take_link(session, None)).collect();
+        let links: Vec<_> = (0..state.links.len()).map(|session| state.take_link(session)).collect();
         drop(state);
         self.0.flushed.notify_all();
         drop(links);

@@ -1,8 +1,8 @@
 //! The sync cache: one destination's unacknowledged changes, one entry per opcode (S3, S6).
 //!
-//! An entry does not copy what it stands for: the newest data, its number and its opcode lie in the [`Store`], which all
-//! destinations share, and an entry has the same index as its item. So "look for an entry with the same opcode" is an
-//! array access, and recording a change of an item that has an entry already costs nothing but that.
+//! An entry does not copy what it stands for: the newest data (or the pointer to it), its number and its opcode lie in the
+//! [`Store`], which all destinations share, and an entry has the same index as its item. So "look for an entry with the
+//! same opcode" is an array access, and recording a change of an item that has an entry already costs nothing but that.
 //!
 //! An entry is *waiting* (to be put in the ring: never sent, changed since, or due to be sent again) or *in flight*
 //! (its newest change is in the ring or beyond). What is in flight is remembered in the order of the ring, so that an ack
@@ -14,19 +14,23 @@
 //! 3. The in-flight list is sorted by ordinal. Records that were superseded leave it, and so do older copies of a change
 //!    that was sent again: while no flush waits it is at most four times as long as there are entries, plus a constant,
 //!    so that neither a hot item nor one that keeps failing can grow it.
-//! 4. A flush waits for an entry if its bit is set there. The first record that was sent since, or was the newest in
-//!    flight then, carries the bit; no other does.
+//! 4. A flush waits for an entry if its bit is set there. Each record that was sent since, or was the newest in flight then,
+//!    carries the bit; no other does.
+//! 5. An entry that is queued has its place in the queue of its kind: tables' own records, data, or pointers. One whose kind
+//!    has changed since is moved when its place comes to the front.
 
 mod flush;
+mod queue;
 
 use std::collections::VecDeque;
 
 use super::ProtocolError;
-use super::store::{ItemId, Store, TableId};
+use super::store::{Item, ItemId, Store, TableId, Value};
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
 
 pub(crate) use flush::{MAX_FLUSHES, bits};
+use queue::WaitQueue;
 
 /// What an entry stands for: an item, or one of the two records that each table has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +83,10 @@ pub(crate) struct SyncCache {
     tables: Vec<TableEntries>,
     /// Table names and end markers that wait; they go first.
     control: VecDeque<EntryId>,
-    /// Items that wait, in the order in which they began to.
-    waiting: VecDeque<EntryId>,
+    /// Items that wait and are in the store.
+    waiting: WaitQueue,
+    /// Items that wait and whose data must be read through a pointer.
+    waiting_pointers: WaitQueue,
     in_flight: VecDeque<InFlight>,
     /// At most how long the in-flight list was since it was last compacted, at its shortest.
     compacted_len: usize,
@@ -91,14 +97,20 @@ pub(crate) struct SyncCache {
     waiting_again: usize,
     /// Entries that stand for a remove.
     tombstones: usize,
+    /// Entries that hold a pointer to their data.
+    pointers: usize,
     /// Entries that were sent again at least [`FAILING_ATTEMPTS`] times.
     failing: usize,
+    /// Some of these, for a person; others may have been acknowledged since.
+    failing_examples: Vec<EntryId>,
     /// For each flush, by its bit: the entries that it waits for.
     flush_left: [usize; MAX_FLUSHES],
 }
 
 /// From this many resends on an entry counts as failing.
 const FAILING_ATTEMPTS: u8 = 3;
+/// So many of them are named.
+const MAX_FAILING_EXAMPLES: usize = 8;
 
 #[derive(Debug, Default)]
 struct TableEntries {
@@ -122,30 +134,52 @@ impl Default for ControlEntry {
 /// The state of one entry. Without [`CacheEntry::UNACKED`] there is no entry, only a place for one.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct CacheEntry {
-    flags: u8,
-    /// How often the newest change was sent again, as far as a u8 counts.
-    attempts: u8,
+    flags: u16,
     /// The flushes that wait for this entry.
     flushes: u16,
-    /// Those of them that a record in flight satisfies.
-    flushes_in_flight: u16,
+    /// How often the newest change was sent again, as far as a u8 counts.
+    attempts: u8,
+}
+
+/// What an entry stands for, and where its data is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Data,
+    Pointer,
+    Remove,
+}
+
+/// What [`SyncCache::record`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// There was no entry for the item.
+    pub(crate) is_new: bool,
+    /// A change that had not been sent was replaced.
+    pub(crate) coalesced: bool,
 }
 
 impl CacheEntry {
-    /// The destination was sent the item on this link and has not acknowledged its removal.
-    const SENT: u8 = 1;
+    /// The destination was sent the item on this link and has not acknowledged its removal. In a table that does not keep
+    /// its items: it was sent this entry.
+    const SENT: u16 = 1;
     /// The entry exists: the destination has not acknowledged the newest change.
-    const UNACKED: u8 = 2;
+    const UNACKED: u16 = 2;
     /// The newest change must be put in the ring.
-    const WAITING: u8 = 4;
+    const WAITING: u16 = 4;
     /// A queue holds a place for it.
-    const QUEUED: u8 = 8;
+    const QUEUED: u16 = 8;
     /// The newest change is a remove.
-    const TOMBSTONE: u8 = 16;
+    const TOMBSTONE: u16 = 16;
+    /// The data is read through a pointer.
+    const POINTER: u16 = 32;
+    /// The table's end marker waits until it was sent.
+    const GATED: u16 = 64;
     /// Within [`SyncCache::compact`]: a record of the newest change was seen.
-    const KEPT: u8 = 32;
+    const NEWEST_KEPT: u16 = 128;
+    /// Within [`SyncCache::compact`]: a record that a flush waits for was seen.
+    const AWAITED_KEPT: u16 = 256;
 
-    fn has(self, flag: u8) -> bool {
+    fn has(self, flag: u16) -> bool {
         self.flags & flag != 0
     }
 
@@ -165,6 +199,22 @@ impl CacheEntry {
         self.has(Self::UNACKED) && !self.has(Self::WAITING)
     }
 
+    pub(crate) fn is_gated(self) -> bool {
+        self.has(Self::GATED)
+    }
+
+    pub(crate) fn is_pointer(self) -> bool {
+        self.has(Self::POINTER)
+    }
+
+    pub(crate) fn holds(self) -> Holds {
+        match (self.has(Self::POINTER), self.has(Self::TOMBSTONE)) {
+            (true, _) => Holds::Pointer,
+            (false, true) => Holds::Remove,
+            (false, false) => Holds::Data,
+        }
+    }
+
     fn is_waiting_again(self) -> bool {
         self.has(Self::WAITING) && self.has(Self::SENT)
     }
@@ -176,6 +226,25 @@ impl CacheEntry {
     /// The flushes that wait for this entry, a bit for each.
     pub(crate) fn flushes(self) -> u16 {
         self.flushes
+    }
+}
+
+impl Holds {
+    pub(crate) fn of(item: &Item) -> Holds {
+        match item.value {
+            Value::Data(_) => Holds::Data,
+            Value::Pointer(_) => Holds::Pointer,
+            Value::Removed => Holds::Remove,
+            Value::Vacant => unreachable!("a vacant place has no entry"),
+        }
+    }
+
+    fn flags(self) -> u16 {
+        match self {
+            Holds::Data => 0,
+            Holds::Pointer => CacheEntry::POINTER,
+            Holds::Remove => CacheEntry::TOMBSTONE,
+        }
     }
 }
 
@@ -193,7 +262,8 @@ pub(crate) struct InFlight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deleted {
     pub(crate) entry: EntryId,
-    pub(crate) was_tombstone: bool,
+    /// Its item stayed for its sake.
+    pub(crate) item_is_owed: bool,
 }
 
 impl SyncCache {
@@ -205,8 +275,26 @@ impl SyncCache {
         self.tombstones
     }
 
+    pub(crate) fn pointers(&self) -> usize {
+        self.pointers
+    }
+
     pub(crate) fn failing(&self) -> usize {
         self.failing
+    }
+
+    /// Some of the entries that are failing.
+    pub(crate) fn failing_examples(&self) -> impl Iterator<Item = EntryId> {
+        let examples = self.failing_examples.iter().copied();
+        examples.filter(|&id| self.entry(id).attempts >= FAILING_ATTEMPTS)
+    }
+
+    /// All entries of items, those of one table after the other.
+    pub(crate) fn unacked_items(&self) -> impl Iterator<Item = (ItemId, CacheEntry)> {
+        self.tables.iter().zip(0..).flat_map(|(entries, table)| {
+            let unacked = entries.items.iter().zip(0..).filter(|(entry, _)| entry.is_unacked());
+            unacked.map(move |(entry, index)| (ItemId { table, index }, *entry))
+        })
     }
 
     pub(crate) fn next_ordinal(&self) -> u64 {
@@ -222,30 +310,43 @@ impl SyncCache {
         }
     }
 
-    /// S3: records the newest change of an item, in the entry that it has or in a new one. Answers whether a change that
-    /// was not sent yet was coalesced with it.
-    pub(crate) fn record(&mut self, id: EntryId, tombstone: bool) -> bool {
+    /// S3: records the newest change of an item, in the entry that it has or in a new one.
+    pub(crate) fn record(&mut self, id: EntryId, holds: Holds) -> Recorded {
         let entry = self.entry_mut(id);
         let before = *entry;
         entry.flags |= CacheEntry::UNACKED | CacheEntry::WAITING | CacheEntry::QUEUED;
-        entry.flags &= !CacheEntry::TOMBSTONE;
-        entry.flags |= if tombstone { CacheEntry::TOMBSTONE } else { 0 };
+        entry.flags &= !(CacheEntry::TOMBSTONE | CacheEntry::POINTER);
+        entry.flags |= holds.flags();
         entry.attempts = 0;
+        let after = *entry;
         if !before.has(CacheEntry::QUEUED) {
-            self.queue_of(id).push_back(id);
+            self.enqueue(id, after);
         }
         self.unacked += usize::from(!before.is_unacked());
         self.waiting_again +=
             usize::from(id.is_item() && before.is_sent() && !before.has(CacheEntry::WAITING));
-        self.tombstones += usize::from(tombstone);
+        self.tombstones += usize::from(after.has(CacheEntry::TOMBSTONE));
         self.tombstones -= usize::from(before.has(CacheEntry::TOMBSTONE));
+        self.pointers += usize::from(after.has(CacheEntry::POINTER));
+        self.pointers -= usize::from(before.has(CacheEntry::POINTER));
         self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
-        before.has(CacheEntry::WAITING)
+        Recorded { is_new: !before.is_unacked(), coalesced: before.has(CacheEntry::WAITING) }
+    }
+
+    /// An item that a replay has come to and whose data must be read first.
+    pub(crate) fn record_replayed(&mut self, id: EntryId, flushes: u16) {
+        self.record(id, Holds::Pointer);
+        self.add_flushes(id, flushes);
+    }
+
+    /// The table's end marker waits for this entry, which was not sent yet. Answers whether it did not before.
+    pub(crate) fn gate(&mut self, id: EntryId) -> bool {
+        self.mark(id, CacheEntry::GATED)
     }
 
     /// As [`SyncCache::record`], for a table's own records, whose number is kept here.
     pub(crate) fn record_control(&mut self, id: EntryId, change: ChangeNumber) {
-        self.record(id, false);
+        self.record(id, Holds::Data);
         let table = &mut self.tables[usize::from(id.table)];
         match id.kind() {
             EntryKind::TableName => table.name.change = change,
@@ -255,40 +356,73 @@ impl SyncCache {
     }
 
     /// Deletes the entry of an item that was removed before the destination was ever sent it.
-    pub(crate) fn forget(&mut self, id: EntryId) {
+    pub(crate) fn forget(&mut self, id: EntryId, store: &Store) {
         let entry = self.entry(id);
         assert!(!entry.is_sent(), "what was sent needs the ack of its remove");
         if entry.is_unacked() {
-            self.delete(id);
+            self.delete(id, store);
         }
     }
 
     /// The table's own record that goes next.
     pub(crate) fn next_control(&mut self) -> Option<EntryId> {
-        Self::front_waiting(&mut self.control, &mut self.tables)
+        while let Some(&id) = self.control.front() {
+            let entry = Self::entry_in(&mut self.tables, id);
+            if entry.has(CacheEntry::WAITING) {
+                return Some(id);
+            }
+            entry.flags &= !CacheEntry::QUEUED;
+            self.control.pop_front();
+        }
+        None
     }
 
-    /// The item that goes next.
-    pub(crate) fn next_waiting(&mut self) -> Option<EntryId> {
-        Self::front_waiting(&mut self.waiting, &mut self.tables)
+    /// The item that goes next, among those whose data is in the store, or among pointers.
+    pub(crate) fn next_waiting(&mut self, pointers: bool) -> Option<EntryId> {
+        loop {
+            let queue = if pointers { &mut self.waiting_pointers } else { &mut self.waiting };
+            let id = queue.front()?;
+            let entry = Self::entry_in(&mut self.tables, id);
+            let is_here = entry.has(CacheEntry::POINTER) == pointers;
+            if entry.has(CacheEntry::WAITING) && is_here {
+                return Some(id);
+            }
+            queue.pop();
+            let entry = *entry;
+            if entry.has(CacheEntry::WAITING) {
+                self.enqueue(id, entry);
+            } else {
+                self.entry_mut(id).flags &= !CacheEntry::QUEUED;
+            }
+        }
     }
 
-    /// The entry's newest change is in the ring, at the next ordinal. Answers whether it is the first of its item.
-    pub(crate) fn handle_sent(&mut self, id: EntryId, store: &Store) -> bool {
+    /// The entry's newest change is in the ring, at the next ordinal. Answers the entry as it was before.
+    pub(crate) fn handle_sent(&mut self, id: EntryId, store: &Store) -> CacheEntry {
         let change = self.change_of(id, store);
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
         let entry = self.entry_mut(id);
         let before = *entry;
         entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
-        entry.flags &= !CacheEntry::WAITING;
-        let flushes = entry.flushes & !entry.flushes_in_flight;
-        entry.flushes_in_flight |= flushes;
-        self.unacked += usize::from(!before.is_unacked());
+        entry.flags &= !(CacheEntry::WAITING | CacheEntry::GATED);
+        let mut flushes = entry.flushes;
+        if !before.is_unacked() {
+            // A replay sends what has no entry.
+            let EntryKind::Item(item) = id.kind() else { unreachable!("a table's own records are recorded") };
+            let holds = Holds::of(store.item(item));
+            entry.flags |= holds.flags();
+            flushes = 0;
+            self.unacked += 1;
+            self.pointers += usize::from(holds == Holds::Pointer);
+        }
         self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
         self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes });
         self.compact_if_long(store);
-        !before.is_sent()
+        if before.is_waiting() {
+            self.turn(id, before);
+        }
+        before
     }
 
     /// S6: deletes the entries whose newest change the ack covers, and reports each.
@@ -314,7 +448,7 @@ impl SyncCache {
                 self.satisfy_flushes(record);
             }
             if self.is_newest(&record, store) {
-                deleted(self.delete(record.entry));
+                deleted(self.delete(record.entry, store));
             }
         }
         self.drop_superseded(store);
@@ -330,10 +464,14 @@ impl SyncCache {
         let already_failing = entry.attempts >= FAILING_ATTEMPTS;
         entry.attempts = entry.attempts.saturating_add(1);
         let failing = entry.attempts >= FAILING_ATTEMPTS;
+        let after = *entry;
         self.waiting_again += usize::from(id.is_item());
-        self.failing += usize::from(failing && !already_failing);
+        if failing && !already_failing {
+            self.failing += 1;
+            self.note_failing(id);
+        }
         if !queued {
-            self.queue_of(id).push_back(id);
+            self.enqueue(id, after);
         }
     }
 
@@ -368,30 +506,38 @@ impl SyncCache {
         }
     }
 
-    /// Removes that the destination has not acknowledged, for when its link is given up.
-    pub(crate) fn unacked_removes(&self) -> impl Iterator<Item = ItemId> {
-        let tables = self.tables.iter().zip(0..).take(if self.tombstones == 0 { 0 } else { usize::MAX });
-        tables.flat_map(|(entries, table)| {
-            let owed = entries.items.iter().zip(0..).filter(|(entry, _)| entry.has(CacheEntry::TOMBSTONE));
-            owed.map(move |(_, index)| ItemId { table, index })
-        })
+    /// Items that must stay for the sake of this destination, for when it is given up: removes in a table that keeps its
+    /// items, all entries in one that does not.
+    pub(crate) fn owed(&self, store: &Store) -> Vec<ItemId> {
+        let mut owed = Vec::new();
+        for ((entries, stored), table) in self.tables.iter().zip(store.tables()).zip(0..) {
+            if stored.keeps_all() && self.tombstones == 0 {
+                continue;
+            }
+            let wanted = if stored.keeps_all() { CacheEntry::TOMBSTONE } else { CacheEntry::UNACKED };
+            let items = entries.items.iter().zip(0..).filter(|(entry, _)| entry.has(wanted));
+            owed.extend(items.map(|(_, index)| ItemId { table, index }));
+        }
+        owed
     }
 
     /// Deletes an entry; whatever waited for it has what it waited for.
-    fn delete(&mut self, id: EntryId) -> Deleted {
+    fn delete(&mut self, id: EntryId, store: &Store) -> Deleted {
+        let keeps_all = store.tables()[usize::from(id.table)].keeps_all();
         let entry = self.entry_mut(id);
         let before = *entry;
         let was_tombstone = before.has(CacheEntry::TOMBSTONE);
-        entry.flags &= CacheEntry::QUEUED | if was_tombstone { 0 } else { CacheEntry::SENT };
+        let stays_sent = keeps_all && !was_tombstone;
+        entry.flags &= CacheEntry::QUEUED | if stays_sent { CacheEntry::SENT } else { 0 };
         entry.attempts = 0;
         entry.flushes = 0;
-        entry.flushes_in_flight = 0;
         self.unacked -= 1;
         self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
         self.tombstones -= usize::from(was_tombstone);
+        self.pointers -= usize::from(before.has(CacheEntry::POINTER));
         self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
         self.count_satisfied(before.flushes);
-        Deleted { entry: id, was_tombstone }
+        Deleted { entry: id, item_is_owed: id.is_item() && (was_tombstone || !keeps_all) }
     }
 
     /// Shortens the in-flight list from its front, and keeps invariant 3.
@@ -414,22 +560,41 @@ impl SyncCache {
         }
     }
 
-    /// Drops the records whose ack would tell nothing, and all but the newest copy of a change that was sent again.
+    /// Drops the records whose ack would tell nothing. Of several copies of a change the newest stays, and of several records
+    /// that satisfy a flush the oldest.
     fn compact(&mut self, store: &Store) {
-        let mut kept = VecDeque::new();
-        for record in std::mem::take(&mut self.in_flight).into_iter().rev() {
-            let newest = self.is_newest(&record, store) && !self.entry(record.entry).has(CacheEntry::KEPT);
-            if newest {
-                self.entry_mut(record.entry).flags |= CacheEntry::KEPT;
-            }
-            if newest || self.is_awaited(&record) {
-                kept.push_front(record);
-            }
+        let mut keep = vec![false; self.in_flight.len()];
+        for at in (0..keep.len()).rev() {
+            let record = self.in_flight[at];
+            keep[at] = self.is_newest(&record, store) && self.mark(record.entry, CacheEntry::NEWEST_KEPT);
         }
-        for record in &kept {
-            self.entry_mut(record.entry).flags &= !CacheEntry::KEPT;
+        for (at, kept) in keep.iter_mut().enumerate() {
+            let record = self.in_flight[at];
+            *kept |= self.is_awaited(&record) && self.mark(record.entry, CacheEntry::AWAITED_KEPT);
         }
-        self.in_flight = kept;
+        let mut kept = keep.into_iter();
+        self.in_flight.retain(|_| kept.next() == Some(true));
+        for at in 0..self.in_flight.len() {
+            self.entry_mut(self.in_flight[at].entry).flags &=
+                !(CacheEntry::NEWEST_KEPT | CacheEntry::AWAITED_KEPT);
+        }
+    }
+
+    /// Sets a flag of an entry; answers whether it was not set.
+    fn mark(&mut self, id: EntryId, flag: u16) -> bool {
+        let entry = self.entry_mut(id);
+        let newly = !entry.has(flag);
+        entry.flags |= flag;
+        newly
+    }
+
+    fn note_failing(&mut self, id: EntryId) {
+        let tables = &mut self.tables;
+        self.failing_examples
+            .retain(|&other| other != id && Self::entry_in(tables, other).attempts >= FAILING_ATTEMPTS);
+        if self.failing_examples.len() < MAX_FAILING_EXAMPLES {
+            self.failing_examples.push(id);
+        }
     }
 
     /// Whether an ack of the record would still tell something.
@@ -460,24 +625,22 @@ impl SyncCache {
         }
     }
 
-    fn queue_of(&mut self, id: EntryId) -> &mut VecDeque<EntryId> {
+    /// Gives an entry its place in the queue of its kind.
+    fn enqueue(&mut self, id: EntryId, entry: CacheEntry) {
         match id.kind() {
-            EntryKind::Item(_) => &mut self.waiting,
-            EntryKind::TableName | EntryKind::TableEnd => &mut self.control,
+            EntryKind::TableName | EntryKind::TableEnd => self.control.push_back(id),
+            EntryKind::Item(_) if entry.has(CacheEntry::POINTER) => self.waiting_pointers.push(id),
+            EntryKind::Item(_) => self.waiting.push(id),
         }
     }
 
-    /// The first of a queue that still waits; places of others are given up.
-    fn front_waiting(queue: &mut VecDeque<EntryId>, tables: &mut Vec<TableEntries>) -> Option<EntryId> {
-        while let Some(&id) = queue.front() {
-            let entry = Self::entry_in(tables, id);
-            if entry.has(CacheEntry::WAITING) {
-                return Some(id);
-            }
-            entry.flags &= !CacheEntry::QUEUED;
-            queue.pop_front();
+    /// An entry that waited was sent: it is another table's turn.
+    fn turn(&mut self, id: EntryId, entry: CacheEntry) {
+        match id.kind() {
+            EntryKind::TableName | EntryKind::TableEnd => {}
+            EntryKind::Item(_) if entry.has(CacheEntry::POINTER) => self.waiting_pointers.turn(),
+            EntryKind::Item(_) => self.waiting.turn(),
         }
-        None
     }
 }
 
@@ -495,21 +658,24 @@ fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
 mod tests {
     use super::*;
     use crate::opcode::ToOpcode;
-    use crate::proto::store::Stored;
+    use crate::proto::store::{NewValue, Stored};
+    use crate::retention::Retention;
     use crate::seq::SyncSeq;
 
     #[test]
     fn a_change_that_is_sent_again_for_ever_keeps_the_in_flight_list_short() {
         let mut store = Store::new(SyncSeq::from(1));
-        let table = store.add_table("t").unwrap();
+        let table = store.add_table("t", Retention::Newest).unwrap();
         let mut cache = SyncCache::default();
         let mut entries = Vec::new();
         for key in 0..10u32 {
-            let Stored::Created(item) = store.set(table, key.to_opcode().unwrap(), b"bad", false) else {
+            let Stored::Created(item) =
+                store.set(table, key.to_opcode().unwrap(), NewValue::Data(b"bad"), false)
+            else {
                 unreachable!("no item is set twice");
             };
             entries.push(EntryId::item(item));
-            cache.record(entries[entries.len() - 1], false);
+            cache.record(entries[entries.len() - 1], Holds::Data);
         }
         for round in 0..10_000 {
             let id = entries[round % entries.len()];

@@ -2,73 +2,32 @@
 //!
 //! [`DestinationCore::attach`], then [`DestinationCore::handle_record`] for each record of the change ring in turn, and
 //! [`DestinationCore::poll_ack`] for the acks to send; [`DestinationCore::detach`] when the link is gone.
+//! [`DestinationCore::acknowledge`] whenever the application has applied what it had put off.
 //!
 //! Invariants:
 //! 1. A record is acknowledged if and only if its change, or a newer one of its item, was applied: after the handler
-//!    returned Ok, and never before.
-//! 2. Within one epoch no change is handed to the application twice, and none after a newer one of its item.
-//! 3. At each attach every item is unconfirmed; the end marker of a table removes those that its replay did not name.
-//!    Nothing else does: no timer, no lost link.
+//!    returned Ok, or after the application gave its token back, and never before.
+//! 2. Within one epoch no change is handed to the application twice, unless its handler failed or the application refused
+//!    it, and none after a newer one of its item.
+//! 3. At each attach every item is unconfirmed; the end marker of a table removes those that its replay did not name, and a
+//!    subscription those of the tables that it does not name. Nothing else does: no timer, no lost link.
 //! 4. An end marker counts only if no record is missing that its source has not sent again since.
+
+mod acks;
+mod event;
+
+use std::cell::Cell;
 
 use hashbrown::HashMap;
 
-use std::collections::VecDeque;
-
 use crate::opcode::Opcode;
 use crate::seq::{ChangeNumber, SyncSeq};
+use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame, Payload, WireError};
 
-/// What a handler answers; an error means: not applied, send it again.
-pub type HandlerResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+use acks::PendingAcks;
 
-/// Something that the application is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// An item is there, or has a new value.
-    #[non_exhaustive]
-    Set {
-        /// The item's table.
-        table: &'a str,
-        /// The item's identity.
-        opcode: &'a Opcode,
-        /// Its value.
-        value: &'a [u8],
-        /// The change's sync sequence number.
-        seq: SyncSeq,
-        /// The item was removed and made anew since the value that was applied last; that remove is not told otherwise.
-        replaced: bool,
-    },
-    /// An item is gone: it was removed, or a replay has ended without it, or the source is gone and so are its items
-    /// ([`OnSourceLost::Flush`](crate::OnSourceLost::Flush)).
-    #[non_exhaustive]
-    Removed {
-        /// The item's table.
-        table: &'a str,
-        /// The item's identity.
-        opcode: &'a Opcode,
-        /// The sync sequence number of the remove, or of the end marker whose replay did not name the item. If the items
-        /// are flushed because the source is gone, that of the item's last change.
-        seq: SyncSeq,
-    },
-    /// The table holds all that it held at its source when this destination attached, and nothing else, except for items
-    /// that the handler has refused: they are as they were, and come again.
-    Synced {
-        /// The table.
-        table: &'a str,
-    },
-    /// The source is gone; the items stay unless they are to be flushed.
-    SourceLost,
-    /// Attached to the source; its full state follows.
-    #[non_exhaustive]
-    SourceFound {
-        /// The source's process.
-        pid: u32,
-        /// It is not the source that this destination was attached to before, but a new life of it.
-        restarted: bool,
-    },
-}
+pub use event::{AckSlot, AckToken, Event, HandlerResult};
 
 /// Numbers that a destination counts from its beginning.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,18 +35,22 @@ pub enum Event<'a> {
 pub struct DestinationStats {
     /// Records received.
     pub received: u64,
-    /// Changes that the handler applied.
+    /// Changes that the handler applied, or whose ack it put off.
     pub applied: u64,
-    /// Changes that came again although they were applied; they are acknowledged and not handed over.
+    /// Changes that came again although they were applied, or are owed an ack; they are not handed over.
     pub duplicates: u64,
     /// Times that a handler failed or panicked.
     pub failed: u64,
-    /// Items that were removed because a replay did not name them.
+    /// Times that an item was named without its value, which its source could not read.
+    pub unreadable: u64,
+    /// Items that were removed because a replay did not name them, or because they are not wanted any more.
     pub swept: u64,
     /// Records that never came; their source sends them again.
     pub missing: u64,
     /// Items held now.
     pub items: u64,
+    /// Changes that were handed over and whose acks are owed now.
+    pub owed: u64,
     /// Attachments to a source.
     pub attaches: u64,
 }
@@ -97,8 +60,9 @@ pub(crate) const MAX_PENDING_ACKS: usize = 1024;
 
 #[derive(Debug)]
 pub(crate) struct DestinationCore {
-    /// Records hold their values, too.
+    /// Records hold their values, too, and no ack is put off.
     keep_values: bool,
+    subscription: Subscription,
     tables: Vec<LocalTable>,
     link: Option<Link>,
     /// Epochs are random and compared for equality only.
@@ -114,19 +78,32 @@ pub(crate) struct DestinationCore {
 struct LocalTable {
     name: Box<str>,
     records: HashMap<Opcode, Record>,
+    /// Changes of the present epoch that were handed over and are not yet acknowledged: each the newest of its record.
+    owed: HashMap<Opcode, Owed>,
     /// The attach whose end marker was applied last; 0 for none.
     synced: u32,
 }
 
 #[derive(Debug)]
 struct Record {
-    /// The change applied last.
+    /// The change handed over last.
     change: ChangeNumber,
     /// The attach on which that was.
     applied_on: u32,
     /// The newest attach whose source named the item.
     confirmed_on: u32,
     value: Box<[u8]>,
+}
+
+/// An ack that the application has put off.
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    change: ChangeNumber,
+    removes: bool,
+    /// The attach on which the change was received last, and its ordinal there.
+    received: (u32, u64),
+    /// The record's change before it, and the attach on which that was; `None` if there was no record.
+    before: Option<(ChangeNumber, u32)>,
 }
 
 /// What is known of the current link.
@@ -137,16 +114,26 @@ struct Link {
     next_ordinal: u64,
     /// The newest record that is missing.
     last_gap: Option<u64>,
-    acks: VecDeque<Ack>,
+    acks: PendingAcks,
 }
 
 /// What the handler of one event answered, as far as the protocol cares.
 type Applied = bool;
 
+/// A record of an item, as far as both kinds of change share it.
+#[derive(Clone, Copy)]
+struct Received<'a> {
+    table: usize,
+    opcode: &'a [u8],
+    change: ChangeNumber,
+    ordinal: u64,
+}
+
 impl DestinationCore {
-    pub(crate) fn new(keep_values: bool) -> DestinationCore {
+    pub(crate) fn new(keep_values: bool, subscription: Subscription) -> DestinationCore {
         DestinationCore {
             keep_values,
+            subscription,
             tables: Vec::new(),
             link: None,
             epoch: None,
@@ -165,6 +152,9 @@ impl DestinationCore {
         if self.epoch != Some(epoch) {
             self.epoch = Some(epoch);
             self.epoch_began = self.attach;
+            // Nobody waits for these acks any more.
+            self.tables.iter_mut().for_each(|table| table.owed.clear());
+            self.stats.owed = 0;
         }
         restarted
     }
@@ -173,16 +163,38 @@ impl DestinationCore {
         self.link = None;
     }
 
+    pub(crate) fn subscription(&self) -> &Subscription {
+        &self.subscription
+    }
+
+    /// What is wanted from the next attach on.
+    pub(crate) fn set_subscription(&mut self, subscription: Subscription) {
+        self.subscription = subscription;
+    }
+
+    /// Whether there are items of tables that are not wanted.
+    pub(crate) fn has_unwanted(&self) -> bool {
+        self.tables
+            .iter()
+            .any(|table| !table.records.is_empty() && self.subscription.of(&table.name).is_none())
+    }
+
+    /// Gives up the items of tables that are not wanted; no source will ever end a replay of these. What the handler does
+    /// not let go of stays.
+    pub(crate) fn sweep_unwanted(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
+        for table in &mut self.tables {
+            if self.subscription.of(&table.name).is_none() {
+                let swept = table.give_up(&mut self.stats, &mut handler);
+                self.stats.swept += swept;
+            }
+        }
+    }
+
     /// Gives all items up, because the application wants none without their source. What its handler does not let go of
     /// is swept when a source is back.
     pub(crate) fn flush(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
         for table in &mut self.tables {
-            let LocalTable { name, records, .. } = table;
-            let flushed = records.extract_if(|opcode, record| {
-                handler(Event::Removed { table: name, opcode, seq: record.change.seq() })
-            });
-            self.stats.items -= flushed.count() as u64;
-            self.stats.failed += records.len() as u64;
+            table.give_up(&mut self.stats, &mut handler);
         }
     }
 
@@ -208,37 +220,78 @@ impl DestinationCore {
             payload => {
                 // A table without a name: its announcement is missing. It comes again, and so does this, which counts
                 // as missing until then.
-                let Some(&Some(at)) = link.tables.get(usize::from(frame.table)) else {
+                let Some(&Some(table)) = link.tables.get(usize::from(frame.table)) else {
                     link.last_gap = Some(frame.ordinal);
                     return Ok(());
                 };
+                let Frame { change, ordinal, .. } = frame;
                 match payload {
                     Payload::Set { opcode, value, created } => {
-                        self.handle_set(at, opcode, value, frame.change, created, &mut handler)
+                        let received = Received { table, opcode, change, ordinal };
+                        self.handle_set(received, value, created, &mut handler)
                     }
-                    Payload::Remove { opcode } => self.handle_remove(at, opcode, frame.change, &mut handler),
+                    Payload::Remove { opcode } => {
+                        self.handle_remove(Received { table, opcode, change, ordinal }, &mut handler)
+                    }
+                    Payload::Named { opcode } => self.handle_named(table, opcode),
                     Payload::End { oldest_unacked } => {
                         let complete = link.last_gap.is_none_or(|gap| gap < oldest_unacked);
-                        complete && self.handle_end(at, frame.change.seq(), &mut handler)
+                        complete && self.handle_end(table, change.seq(), &mut handler)
                     }
                     Payload::Table { .. } => unreachable!("handled above"),
                 }
             }
         };
-        if applied {
-            self.owe_ack(frame.ordinal, frame.change.seq());
+        if applied && let Some(link) = &mut self.link {
+            link.acks.add(frame.ordinal, frame.change.seq());
         }
         Ok(())
     }
 
+    /// S5, later: the application has applied a change whose ack it had put off. Answers whether that ack was owed: it is
+    /// not if a newer change of the item was applied, or the source has another life now.
+    pub(crate) fn acknowledge(&mut self, token: &AckToken) -> bool {
+        let Some(Owed { removes, received: (attach, ordinal), .. }) = self.take_owed(token) else {
+            return false;
+        };
+        if removes && self.tables[token.table].records.remove(&token.opcode).is_some() {
+            self.stats.items -= 1;
+        }
+        // Else it comes again on the present link, and is known then.
+        if attach == self.attach
+            && let Some(link) = &mut self.link
+        {
+            link.acks.add(ordinal, token.change.seq());
+        }
+        true
+    }
+
+    /// The application could not apply a change whose ack it had put off: it is as if its handler had failed. Answers
+    /// whether the ack was owed.
+    pub(crate) fn refuse(&mut self, token: &AckToken) -> bool {
+        let Some(Owed { before, .. }) = self.take_owed(token) else { return false };
+        self.stats.failed += 1;
+        let records = &mut self.tables[token.table].records;
+        match before {
+            Some((change, applied_on)) => {
+                if let Some(record) = records.get_mut(&token.opcode) {
+                    record.change = change;
+                    record.applied_on = applied_on;
+                }
+            }
+            None => self.stats.items -= u64::from(records.remove(&token.opcode).is_some()),
+        }
+        true
+    }
+
     /// S5: the ack that goes next, if any. It stays the next until [`DestinationCore::handle_ack_sent`].
     pub(crate) fn poll_ack(&self) -> Option<Ack> {
-        self.link.as_ref()?.acks.front().copied()
+        self.link.as_ref()?.acks.first()
     }
 
     pub(crate) fn handle_ack_sent(&mut self) {
         if let Some(link) = &mut self.link {
-            link.acks.pop_front();
+            link.acks.pop();
         }
     }
 
@@ -260,18 +313,25 @@ impl DestinationCore {
         self.link.is_some() && table.is_some_and(|table| table.synced == self.attach)
     }
 
-    /// The tables that the source has announced on this link and whose end marker was not applied.
-    pub(crate) fn loading(&self) -> impl Iterator<Item = &str> {
-        let announced = self.link.iter().flat_map(|link| link.tables.iter().flatten());
-        let tables = announced.map(|&at| &self.tables[at]);
-        tables.filter(|table| table.synced != self.attach).map(|table| &*table.name)
+    /// The tables whose end marker was not applied on this link: those that were asked for by name, and those that the
+    /// source has announced.
+    pub(crate) fn loading(&self) -> Vec<&str> {
+        let named = self.subscription.named().into_iter().flatten().map(|(name, _)| name);
+        let mut loading: Vec<&str> = named.chain(self.announced()).collect();
+        loading.sort_unstable();
+        loading.dedup();
+        loading.retain(|table| !self.is_synced(table));
+        loading
     }
 
-    /// Whether the source has announced tables on this link and the end marker of each was applied.
+    /// Whether the end marker was applied of each table that was asked for by name, or else of each that the source has
+    /// announced, of which there must be one.
     pub(crate) fn is_all_synced(&self) -> bool {
-        let Some(link) = &self.link else { return false };
-        let mut announced = link.tables.iter().flatten().peekable();
-        announced.peek().is_some() && announced.all(|&at| self.tables[at].synced == self.attach)
+        let Some(named) = self.subscription.named() else {
+            let mut announced = self.announced().peekable();
+            return announced.peek().is_some() && announced.all(|table| self.is_synced(table));
+        };
+        self.link.is_some() && named.into_iter().all(|(table, _)| self.is_synced(table))
     }
 
     /// The value of an item, if values are kept.
@@ -288,10 +348,21 @@ impl DestinationCore {
         records.iter().map(|(opcode, record)| (opcode, &*record.value))
     }
 
+    /// The tables that the source has announced on this link.
+    fn announced(&self) -> impl Iterator<Item = &str> {
+        let announced = self.link.iter().flat_map(|link| link.tables.iter().flatten());
+        announced.map(|&at| &*self.tables[at].name)
+    }
+
     fn handle_table(&mut self, number: u16, name: &str) -> Applied {
         let Some(link) = &mut self.link else { return false };
         let at = self.tables.iter().position(|table| &*table.name == name).unwrap_or_else(|| {
-            self.tables.push(LocalTable { name: name.into(), records: HashMap::new(), synced: 0 });
+            self.tables.push(LocalTable {
+                name: name.into(),
+                records: HashMap::new(),
+                owed: HashMap::new(),
+                synced: 0,
+            });
             self.tables.len() - 1
         });
         let number = usize::from(number);
@@ -304,15 +375,14 @@ impl DestinationCore {
 
     fn handle_set(
         &mut self,
-        at: usize,
-        opcode: &[u8],
+        received: Received<'_>,
         value: &[u8],
-        change: ChangeNumber,
         created: ChangeNumber,
         handler: &mut impl FnMut(Event<'_>) -> Applied,
     ) -> Applied {
-        let LocalTable { name, records, .. } = &mut self.tables[at];
-        let opcode = Opcode::from_bytes(opcode).expect("a frame's opcode has at most 255 bytes");
+        let Received { table: at, change, .. } = received;
+        let LocalTable { name, records, owed, .. } = &mut self.tables[at];
+        let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
         let mut replaced = false;
         let record = records.get_mut(&opcode);
         let record = match record {
@@ -321,20 +391,31 @@ impl DestinationCore {
                 if record.applied_on >= self.epoch_began {
                     if record.change >= change {
                         self.stats.duplicates += 1;
-                        return true;
+                        return received.is_settled(owed.get_mut(&opcode), self.attach);
                     }
-                    replaced = record.change < created;
+                    let was_told = owed.get(&opcode).is_some_and(|owed| owed.removes);
+                    replaced = record.change < created && !was_told;
                 }
                 Some(record)
             }
             None => None,
         };
-        if !handler(Event::Set { table: name, opcode: &opcode, value, seq: change.seq(), replaced }) {
+        let deferred = Cell::new(false);
+        let epoch = self.epoch.filter(|_| !self.keep_values);
+        let ack = AckSlot::new(&deferred, epoch, at, change);
+        if !handler(Event::Set { table: name, opcode: &opcode, value, seq: change.seq(), replaced, ack }) {
             self.stats.failed += 1;
             return false;
         }
         self.stats.applied += 1;
         let kept: &[u8] = if self.keep_values { value } else { &[] };
+        let before = record.as_ref().map(|record| (record.change, record.applied_on));
+        let superseded = if owed.is_empty() { None } else { owed.remove(&opcode) };
+        self.stats.owed -= u64::from(superseded.is_some());
+        if deferred.get() {
+            self.stats.owed += 1;
+            owed.insert(opcode.clone(), received.owed(before, false, self.attach));
+        }
         match record {
             Some(record) => {
                 record.change = change;
@@ -352,18 +433,17 @@ impl DestinationCore {
                 records.insert(opcode, record);
             }
         }
-        true
+        !deferred.get()
     }
 
     fn handle_remove(
         &mut self,
-        at: usize,
-        opcode: &[u8],
-        change: ChangeNumber,
+        received: Received<'_>,
         handler: &mut impl FnMut(Event<'_>) -> Applied,
     ) -> Applied {
-        let LocalTable { name, records, .. } = &mut self.tables[at];
-        let opcode = Opcode::from_bytes(opcode).expect("a frame's opcode has at most 255 bytes");
+        let Received { table: at, change, .. } = received;
+        let LocalTable { name, records, owed, .. } = &mut self.tables[at];
+        let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
         let Some(record) = records.get_mut(&opcode) else {
             self.stats.duplicates += 1;
             return true;
@@ -371,16 +451,38 @@ impl DestinationCore {
         record.confirmed_on = self.attach;
         if record.applied_on >= self.epoch_began && record.change >= change {
             self.stats.duplicates += 1;
-            return true;
+            return received.is_settled(owed.get_mut(&opcode), self.attach);
         }
-        if !handler(Event::Removed { table: name, opcode: &opcode, seq: change.seq() }) {
+        let deferred = Cell::new(false);
+        let epoch = self.epoch.filter(|_| !self.keep_values);
+        let ack = AckSlot::new(&deferred, epoch, at, change);
+        if !handler(Event::Removed { table: name, opcode: &opcode, seq: change.seq(), ack }) {
             self.stats.failed += 1;
             return false;
         }
         self.stats.applied += 1;
+        let before = Some((record.change, record.applied_on));
+        self.stats.owed -= u64::from(owed.remove(&opcode).is_some());
+        if deferred.get() {
+            record.change = change;
+            record.applied_on = self.attach;
+            self.stats.owed += 1;
+            owed.insert(opcode, received.owed(before, true, self.attach));
+            return false;
+        }
         self.stats.items -= 1;
         records.remove(&opcode);
         true
+    }
+
+    /// The item is at its source, whose application could not say what it is now: what is here stays.
+    fn handle_named(&mut self, table: usize, opcode: &[u8]) -> Applied {
+        self.stats.unreadable += 1;
+        let opcode = Opcode::from_bytes(opcode).expect("a frame's opcode has at most 255 bytes");
+        if let Some(record) = self.tables[table].records.get_mut(&opcode) {
+            record.confirmed_on = self.attach;
+        }
+        false
     }
 
     /// The sweep: removes what this attach has not confirmed. If a handler fails, the marker stays unacknowledged and
@@ -396,21 +498,18 @@ impl DestinationCore {
             self.stats.duplicates += 1;
             return true;
         }
-        let mut failed = 0;
-        let (name, attach) = (&*table.name, self.attach);
-        let swept = table.records.extract_if(|opcode, record| {
-            let goes = record.confirmed_on != attach && handler(Event::Removed { table: name, opcode, seq });
-            failed += u64::from(record.confirmed_on != attach && !goes);
-            goes
-        });
-        let swept = swept.count() as u64;
+        let attach = self.attach;
+        let failed_before = self.stats.failed;
+        let swept = table.remove_where(
+            &mut self.stats,
+            |record| record.confirmed_on != attach,
+            |table, opcode, _| handler(Event::Removed { table, opcode, seq, ack: AckSlot::NONE }),
+        );
         self.stats.swept += swept;
-        self.stats.items -= swept;
-        self.stats.failed += failed;
-        if failed > 0 {
+        if self.stats.failed > failed_before {
             return false;
         }
-        if !handler(Event::Synced { table: name }) {
+        if !handler(Event::Synced { table: &table.name }) {
             self.stats.failed += 1;
             return false;
         }
@@ -418,14 +517,73 @@ impl DestinationCore {
         true
     }
 
-    fn owe_ack(&mut self, ordinal: u64, seq: SyncSeq) {
-        let Some(link) = &mut self.link else { return };
-        match link.acks.back_mut() {
-            Some(ack) if ack.last + 1 == ordinal => {
-                ack.last = ordinal;
-                ack.last_seq = seq;
-            }
-            _ => link.acks.push_back(Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq }),
+    fn take_owed(&mut self, token: &AckToken) -> Option<Owed> {
+        if self.epoch != Some(token.epoch) {
+            return None;
         }
+        let owed = &mut self.tables.get_mut(token.table)?.owed;
+        if owed.get(&token.opcode)?.change != token.change {
+            return None;
+        }
+        self.stats.owed -= 1;
+        owed.remove(&token.opcode)
+    }
+}
+
+impl LocalTable {
+    /// Removes all items of which the handler lets go, and answers how many those were.
+    fn give_up(
+        &mut self,
+        stats: &mut DestinationStats,
+        handler: &mut impl FnMut(Event<'_>) -> Applied,
+    ) -> u64 {
+        self.remove_where(
+            stats,
+            |_| true,
+            |table, opcode, record| {
+                handler(Event::Removed { table, opcode, seq: record.change.seq(), ack: AckSlot::NONE })
+            },
+        )
+    }
+
+    /// Removes those of these items of which the handler lets go, and answers how many those were.
+    fn remove_where(
+        &mut self,
+        stats: &mut DestinationStats,
+        goes: impl Fn(&Record) -> bool,
+        mut handler: impl FnMut(&str, &Opcode, &Record) -> Applied,
+    ) -> u64 {
+        let LocalTable { name, records, owed, .. } = self;
+        let removed = records.extract_if(|opcode, record| {
+            if !goes(record) {
+                return false;
+            }
+            let gone = handler(name, opcode, record);
+            if gone {
+                stats.owed -= u64::from(owed.remove(opcode).is_some());
+            } else {
+                stats.failed += 1;
+            }
+            gone
+        });
+        let removed = removed.count() as u64;
+        stats.items -= removed;
+        removed
+    }
+}
+
+impl Received<'_> {
+    /// Of a change that was handed over before, or an older one: whether it was applied. If its ack is owed, it is given for
+    /// this copy of it.
+    fn is_settled(&self, owed: Option<&mut Owed>, attach: u32) -> Applied {
+        let Some(owed) = owed else { return true };
+        if owed.change == self.change {
+            owed.received = (attach, self.ordinal);
+        }
+        false
+    }
+
+    fn owed(&self, before: Option<(ChangeNumber, u32)>, removes: bool, attach: u32) -> Owed {
+        Owed { change: self.change, removes, received: (attach, self.ordinal), before }
     }
 }

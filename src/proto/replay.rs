@@ -1,25 +1,34 @@
 //! The full state for a destination that attaches, and when it ends.
 //!
-//! The replay walks each table's places once; nothing is queued for it. An item that a live change has put in the ring
-//! meanwhile is passed over. A table's end marker is due once the application has said `ready` and each item that was
-//! there at that time (or at the attach, if that came later) has been put in the ring or was removed. Items that were
-//! created later are no matter of the replay: whatever the destination holds under their opcodes is of an earlier life.
+//! Of a table whose items are kept, the replay walks the places once; nothing is queued for it. An item that a live change
+//! has put in the ring meanwhile is passed over. The table's end marker is due once the application has said `ready` and
+//! each item that was there at that time (or at the attach, if that came later) has been put in the ring or was removed.
+//! Items that were created later are no matter of the replay: whatever the destination holds under their opcodes is of an
+//! earlier life.
 //!
-//! An item that was not sent on this link has no entry in the sync cache unless it changed, so a flush that begins
-//! meanwhile counts these items here, and in the sync cache from when they are sent.
+//! Of a table whose items are the application's, an enumeration draws them, a batch at a time, from `ready` on (or from the
+//! attach). Each becomes an entry of the sync cache like any change. The marker is due once the enumeration has ended and
+//! every item that it named has been put in the ring, by its own entry or by that of a live change.
+//!
+//! An item of a kept table that was not sent on this link has no entry in the sync cache unless it changed, so a flush that
+//! begins meanwhile counts these items here, and in the sync cache from when they are sent.
 
 use std::collections::VecDeque;
 
 use super::cache::{EntryId, MAX_FLUSHES, SyncCache, bits};
-use super::store::{Item, ItemId, Store, TableId, Value};
+use super::store::{ItemId, Store, TableId, Value};
+use crate::retention::EnumeratedItems;
 use crate::seq::ChangeNumber;
+use crate::subscription::Selection;
 
 /// The replay of all tables to one destination.
 #[derive(Debug)]
 pub(crate) struct Replay {
     tables: Vec<TableReplay>,
-    /// Tables whose places were not all walked; they take turns.
+    /// Kept tables whose places were not all walked; they take turns.
     walking: VecDeque<TableId>,
+    /// Tables from which an enumeration has yet to draw; they take turns.
+    enumerating: VecDeque<TableId>,
     /// The flushes that wait for items which have no entry yet, a bit for each.
     flushes: u16,
     /// By flush: what it waits for.
@@ -35,12 +44,22 @@ struct FlushGate {
 }
 
 #[derive(Debug)]
-struct TableReplay {
+enum TableReplay {
+    /// The destination wants nothing of it.
+    Unwanted,
+    Kept(Walk),
+    Enumerated(Enumeration),
+}
+
+#[derive(Debug)]
+struct Walk {
+    /// What the destination wants.
+    selection: Selection,
     /// The next place to look at.
     next: u32,
     /// The number of places at the attach; items that came later are sent because they changed.
     end: u32,
-    /// Live items that were not sent on this link.
+    /// Live items that the destination wants and that were not sent on this link.
     unsent: u32,
     gate: Gate,
 }
@@ -55,59 +74,196 @@ enum Gate {
     Passed,
 }
 
+#[derive(Debug)]
+struct Enumeration {
+    stage: Stage,
+    /// Entries of items that it named and that were not put in the ring yet.
+    gated: u32,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The application has not said `ready`.
+    Loading,
+    /// The items are drawn. Not here while a batch of them is.
+    Drawing { began: ChangeNumber, items: Option<EnumeratedItems> },
+    /// All were drawn; the marker waits for the entries that are gated.
+    Drawn,
+    /// The marker was made.
+    Passed,
+}
+
+/// Places that are passed over at most before others get the lock.
+const MAX_PASSED: u32 = 4096;
+
 impl Replay {
     pub(crate) fn new() -> Replay {
         Replay {
             tables: Vec::new(),
             walking: VecDeque::new(),
+            enumerating: VecDeque::new(),
             flushes: 0,
             flush_gates: [FlushGate { until: ChangeNumber::NONE, left: 0 }; MAX_FLUSHES],
         }
     }
 
-    /// Begins the replay of a table. Answers whether its end marker is due at once.
-    pub(crate) fn add_table(&mut self, table: TableId, store: &Store) -> bool {
+    /// Begins the replay of a table, as far as the destination wants it. Answers whether its end marker is due at once.
+    pub(crate) fn add_table(
+        &mut self,
+        table: TableId,
+        selection: Option<Selection>,
+        store: &mut Store,
+    ) -> bool {
         assert!(self.tables.len() == usize::from(table), "tables are added in their order");
         let stored = &store.tables()[usize::from(table)];
-        let end = stored.items().len() as u32;
-        self.tables.push(TableReplay { next: 0, end, unsent: stored.live, gate: Gate::Loading });
-        if end > 0 {
-            self.walking.push_back(table);
-        }
-        stored.ready && self.handle_ready(table, store.last_change())
+        let replay = match selection {
+            None => TableReplay::Unwanted,
+            Some(_) if !stored.keeps_all() => {
+                TableReplay::Enumerated(Enumeration { stage: Stage::Loading, gated: 0 })
+            }
+            Some(selection) => {
+                let unsent = match &selection {
+                    Selection::All => stored.live,
+                    some => stored.iter().filter(|item| some.takes(&item.opcode)).count() as u32,
+                };
+                let end = stored.items().len() as u32;
+                if end > 0 {
+                    self.walking.push_back(table);
+                }
+                TableReplay::Kept(Walk { selection, next: 0, end, unsent, gate: Gate::Loading })
+            }
+        };
+        self.tables.push(replay);
+        stored.ready && self.handle_ready(table, store)
     }
 
     /// The application has loaded the table. Answers whether its end marker is due at once.
-    pub(crate) fn handle_ready(&mut self, table: TableId, now: ChangeNumber) -> bool {
-        let table = &mut self.tables[usize::from(table)];
-        if table.gate == Gate::Loading {
-            table.gate = Gate::Open { until: now, left: table.unsent };
+    pub(crate) fn handle_ready(&mut self, table: TableId, store: &mut Store) -> bool {
+        match &mut self.tables[usize::from(table)] {
+            TableReplay::Unwanted => false,
+            TableReplay::Kept(walk) => {
+                if walk.gate == Gate::Loading {
+                    walk.gate = Gate::Open { until: store.last_change(), left: walk.unsent };
+                }
+                walk.pass()
+            }
+            TableReplay::Enumerated(enumeration) => {
+                if matches!(enumeration.stage, Stage::Loading) {
+                    let began = store.start_enumeration(table);
+                    let enumerator = store.tables()[usize::from(table)].enumerator();
+                    let items = enumerator.map(|enumerator| EnumeratedItems::NotStarted(enumerator.clone()));
+                    enumeration.stage = Stage::Drawing { began, items };
+                    self.enumerating.push_back(table);
+                }
+                false
+            }
         }
-        table.pass()
     }
 
     /// An item was created that the destination was not sent on this link.
     pub(crate) fn handle_created(&mut self, table: TableId) {
-        self.tables[usize::from(table)].unsent += 1;
+        if let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] {
+            walk.unsent += 1;
+        }
     }
 
     /// An item was sent for the first time on this link, or removed before that. Answers whether the table's end marker
     /// is due now.
     pub(crate) fn handle_named(&mut self, table: TableId, created: ChangeNumber) -> bool {
-        let table = &mut self.tables[usize::from(table)];
-        table.unsent -= 1;
-        if let Gate::Open { until, left } = &mut table.gate
+        let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] else { return false };
+        walk.unsent -= 1;
+        if let Gate::Open { until, left } = &mut walk.gate
             && created <= *until
         {
             *left -= 1;
         }
-        table.pass()
+        walk.pass()
+    }
+
+    /// An entry for which the table's end marker waited was put in the ring. Answers whether the marker is due now.
+    pub(crate) fn handle_ungated(&mut self, table: TableId) -> bool {
+        let TableReplay::Enumerated(enumeration) = &mut self.tables[usize::from(table)] else { return false };
+        enumeration.gated -= 1;
+        enumeration.pass()
+    }
+
+    /// The table's end marker waits for one more entry.
+    pub(crate) fn gate(&mut self, table: TableId) {
+        if let TableReplay::Enumerated(enumeration) = &mut self.tables[usize::from(table)] {
+            enumeration.gated += 1;
+        }
+    }
+
+    /// When a table's enumeration began, if one is under way.
+    pub(crate) fn enumeration_began(&self, table: TableId) -> Option<ChangeNumber> {
+        match self.tables.get(usize::from(table))? {
+            TableReplay::Enumerated(Enumeration { stage: Stage::Drawing { began, .. }, .. }) => Some(*began),
+            _ => None,
+        }
+    }
+
+    /// Whether there is something to draw: the items of the batch before have been put in the ring.
+    pub(crate) fn may_draw(&mut self) -> bool {
+        for _ in 0..self.enumerating.len() {
+            let front = self.enumerating[0];
+            if matches!(
+                &self.tables[usize::from(front)],
+                TableReplay::Enumerated(Enumeration {
+                    gated: 0,
+                    stage: Stage::Drawing { items: Some(_), .. }
+                })
+            ) {
+                return true;
+            }
+            self.enumerating.rotate_left(1);
+        }
+        false
+    }
+
+    /// Lends the items of the table whose turn it is, to be drawn from without a lock.
+    pub(crate) fn take_items(&mut self) -> Option<(TableId, EnumeratedItems)> {
+        if !self.may_draw() {
+            return None;
+        }
+        let table = self.enumerating[0];
+        self.enumerating.rotate_left(1);
+        let TableReplay::Enumerated(Enumeration { stage: Stage::Drawing { items, .. }, .. }) =
+            &mut self.tables[usize::from(table)]
+        else {
+            return None;
+        };
+        Some((table, items.take()?))
+    }
+
+    /// The items that were lent come back, or have all been drawn (`None`). Answers whether the end marker is due now.
+    pub(crate) fn give_items(
+        &mut self,
+        table: TableId,
+        rest: Option<EnumeratedItems>,
+        store: &mut Store,
+    ) -> bool {
+        let TableReplay::Enumerated(enumeration) = &mut self.tables[usize::from(table)] else { return false };
+        if let Stage::Drawing { items, .. } = &mut enumeration.stage {
+            if rest.is_some() {
+                *items = rest;
+            } else {
+                enumeration.stage = Stage::Drawn;
+                self.enumerating.retain(|&other| other != table);
+                store.end_enumeration(table);
+            }
+        }
+        enumeration.pass()
+    }
+
+    /// The tables whose enumerations are under way, for when the destination is given up.
+    pub(crate) fn enumerating(&self) -> impl Iterator<Item = TableId> {
+        self.enumerating.iter().copied()
     }
 
     /// A flush begins. `entries` is the number of unsent items that have an entry in the sync cache, where the flush
     /// waits for them.
     pub(crate) fn start_flush(&mut self, flush: usize, entries: usize, now: ChangeNumber) {
-        let unsent: usize = self.tables.iter().map(|table| table.unsent as usize).sum();
+        let unsent: usize = self.tables.iter().map(|table| table.unsent() as usize).sum();
         let left = unsent - entries;
         self.flush_gates[flush] = FlushGate { until: now, left };
         self.flushes |= u16::from(left > 0) << flush;
@@ -122,8 +278,8 @@ impl Replay {
         self.flushes &= !(1 << flush);
     }
 
-    /// An item is about to be sent for the first time on this link, or was removed before that. Answers which flushes
-    /// waited for it here, besides those that wait for its entry; they do so no more.
+    /// An item is about to have its first entry on this link, or was removed before that. Answers which flushes waited for
+    /// it here, besides those that wait for its entry; they do so no more.
     pub(crate) fn take_flushes(&mut self, created: ChangeNumber, of_entry: u16) -> u16 {
         let mut taken = 0;
         for flush in bits(self.flushes & !of_entry) {
@@ -137,18 +293,36 @@ impl Replay {
         taken
     }
 
-    /// The item that goes next, if there is one.
-    pub(crate) fn next(&mut self, cache: &SyncCache, store: &Store) -> Option<EntryId> {
+    /// The item that goes next, if there is one. Of those whose data must be read through a pointer it makes entries on its
+    /// way, and passes them over.
+    pub(crate) fn next(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
+        let mut passed = 0;
         while let Some(&table) = self.walking.front() {
-            let state = &mut self.tables[usize::from(table)];
             let items = store.tables()[usize::from(table)].items();
-            while state.next < state.end {
-                let id = EntryId::item(ItemId { table, index: state.next });
-                let item: &Item = &items[state.next as usize];
-                if matches!(item.value, Value::Data(_)) && !cache.entry(id).is_sent() {
-                    return Some(id);
+            loop {
+                let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] else { break };
+                if walk.next == walk.end || passed == MAX_PASSED {
+                    break;
                 }
-                state.next += 1;
+                let id = EntryId::item(ItemId { table, index: walk.next });
+                let item = &items[walk.next as usize];
+                let wanted =
+                    item.value.is_live() && walk.selection.takes(&item.opcode) && !cache.entry(id).is_sent();
+                match &item.value {
+                    Value::Data(_) if wanted => return Some(id),
+                    Value::Pointer(_) if wanted && !cache.entry(id).is_waiting() => {
+                        let flushes = self.take_flushes(item.created, 0);
+                        cache.record_replayed(id, flushes);
+                    }
+                    _ => {}
+                }
+                if let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] {
+                    walk.next += 1;
+                }
+                passed += 1;
+            }
+            if passed == MAX_PASSED {
+                return None;
             }
             self.walking.pop_front();
         }
@@ -162,18 +336,40 @@ impl Replay {
         }
     }
 
-    /// Whether the replay of every table was walked to its end.
+    /// Whether the walk over the kept tables has come to its end.
     pub(crate) fn is_walked(&self) -> bool {
         self.walking.is_empty()
+    }
+
+    /// Whether all that there was has been sent, or is in the sync cache.
+    pub(crate) fn is_over(&self) -> bool {
+        self.walking.is_empty() && self.enumerating.is_empty()
     }
 }
 
 impl TableReplay {
+    fn unsent(&self) -> u32 {
+        if let TableReplay::Kept(walk) = self { walk.unsent } else { 0 }
+    }
+}
+
+impl Walk {
     /// Whether the end marker is due; it is so once.
     fn pass(&mut self) -> bool {
         let due = matches!(self.gate, Gate::Open { left: 0, .. });
         if due {
             self.gate = Gate::Passed;
+        }
+        due
+    }
+}
+
+impl Enumeration {
+    /// Whether the end marker is due; it is so once.
+    fn pass(&mut self) -> bool {
+        let due = self.gated == 0 && matches!(self.stage, Stage::Drawn);
+        if due {
+            self.stage = Stage::Passed;
         }
         due
     }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::destination::{DestinationCore, Event};
 use super::resend::ResendPolicy;
-use super::source::{SessionId, SourceCore};
-use super::store::Value;
+use super::source::{SessionId, SourceConfig, SourceCore};
+use super::store::{NewValue, Value};
 use crate::opcode::{Opcode, ToOpcode};
+use crate::retention::Retention;
 use crate::seq::SyncSeq;
+use crate::subscription::Subscription;
 use crate::wire::Ack;
 
 const TABLES: [&str; 2] = ["routes", "neighbours"];
@@ -112,6 +114,10 @@ struct App {
     this_link: HashSet<(&'static str, Opcode)>,
 }
 
+fn config(policy: &ResendPolicy, first_seq: SyncSeq) -> SourceConfig {
+    SourceConfig { policy: policy.clone(), send_equal: false, first_seq, max_tombstones: 1000 }
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -124,7 +130,7 @@ impl World {
         };
         let mut world = World {
             now: Instant::now(),
-            source: SourceCore::new(policy.clone(), false, first_seq),
+            source: SourceCore::new(config(&policy, first_seq)),
             epoch: rng.u64(..),
             first_seq,
             policy,
@@ -143,7 +149,7 @@ impl World {
         world.draw_tables();
         for _ in 0..world.rng.usize(1..4) {
             world.destinations.push(Node {
-                core: DestinationCore::new(true),
+                core: DestinationCore::new(true, Subscription::all()),
                 link: None,
                 app: App::default(),
             });
@@ -220,7 +226,7 @@ impl World {
     fn ready(&mut self, at: usize) {
         let (made, ready) = self.table_from[at];
         if self.steps >= made {
-            let table = self.source.table(TABLES[at]).unwrap();
+            let table = self.source.table(TABLES[at], Retention::Newest).unwrap();
             if self.steps >= ready {
                 self.source.ready(table);
                 self.truth.ready.insert(TABLES[at]);
@@ -234,7 +240,7 @@ impl World {
         if self.flushes[flush].take().is_some() {
             self.source.end_flush(flush);
         }
-        self.source.start_flush(flush);
+        self.source.start_flush(flush, None);
         let numbers = self.destinations.iter().map(|node| node.link.as_ref().map(|link| link.number));
         let left = numbers.enumerate().filter_map(|(node, number)| Some((node, number?))).collect();
         self.flushes[flush] = Some(Flush { items: self.truth.items.clone(), version: self.version, left });
@@ -281,7 +287,7 @@ impl World {
             return;
         }
         let name = TABLES[at];
-        let table = self.source.table(name).unwrap();
+        let table = self.source.table(name, Retention::Newest).unwrap();
         self.version += 1;
         if self.rng.u32(..3) == 0 {
             let was_there = self.truth.items.remove(&(name, opcode.clone())).is_some();
@@ -290,7 +296,7 @@ impl World {
                 self.truth.removed_at.entry((name, opcode)).or_default().push(self.version);
             }
         } else {
-            self.source.set(table, opcode.clone(), &self.version.to_ne_bytes());
+            self.source.set(table, opcode.clone(), NewValue::Data(&self.version.to_ne_bytes()));
             self.truth.items.insert((name, opcode), self.version);
         }
     }
@@ -377,7 +383,7 @@ impl World {
         if node.link.is_some() {
             return;
         }
-        let session = self.source.attach();
+        let session = self.source.attach(Subscription::all());
         if node.core.attach(self.epoch) {
             node.app.told.clear();
             node.app.this_epoch.clear();
@@ -406,7 +412,8 @@ impl World {
     fn restart_destination(&mut self, node: usize) {
         self.relink(node);
         self.seen.destination_restarts += 1;
-        self.destinations[node] = Node { core: DestinationCore::new(true), link: None, app: App::default() };
+        self.destinations[node] =
+            Node { core: DestinationCore::new(true, Subscription::all()), link: None, app: App::default() };
     }
 
     /// A new life of the source loads a part of what the old one had.
@@ -416,7 +423,7 @@ impl World {
             self.relink(node);
         }
         self.epoch = self.rng.u64(..);
-        self.source = SourceCore::new(self.policy.clone(), false, self.first_seq);
+        self.source = SourceCore::new(config(&self.policy, self.first_seq));
         self.version += 1;
         self.flushes = [None, None, None];
         self.draw_tables();
@@ -428,8 +435,8 @@ impl World {
                 .zip(self.table_from)
                 .any(|(name, from)| *name == item.0 && from.0 <= self.steps);
             if made && self.rng.bool() {
-                let table = self.source.table(item.0).unwrap();
-                self.source.set(table, item.1.clone(), &version.to_ne_bytes());
+                let table = self.source.table(item.0, Retention::Newest).unwrap();
+                self.source.set(table, item.1.clone(), NewValue::Data(&version.to_ne_bytes()));
                 self.truth.items.insert(item, version);
             } else {
                 self.truth.removed_at.entry(item).or_default().push(self.version);
@@ -490,7 +497,7 @@ impl Truth {
 impl App {
     fn handle(&mut self, event: Event<'_>, truth: &Truth, seen: &mut Seen) {
         match event {
-            Event::Set { table, opcode, value, seq, replaced } => {
+            Event::Set { table, opcode, value, seq, replaced, .. } => {
                 let version = u64::from_ne_bytes(value.try_into().unwrap());
                 let item = item_named(table, opcode);
                 assert!(self.told.insert(seq), "change {seq} was handed over twice");

@@ -3,38 +3,62 @@
 //! Commands ([`SourceCore::set`], [`SourceCore::remove`], [`SourceCore::ready`], [`SourceCore::attach`]) say what the
 //! application and the link want. Then, per session, in this order:
 //! [`SourceCore::handle_ack`] for every ack that came; [`SourceCore::poll_frame`] for the frame that goes next and
-//! [`SourceCore::handle_sent`] once it is in the ring, until there is none or no room; [`SourceCore::handle_timeout`]
-//! when [`SourceCore::poll_timeout`] has come.
+//! [`SourceCore::handle_sent`] once it is in the ring, until there is none or no room ([`SourceCore::handle_full`]);
+//! [`SourceCore::poll_read`] for what the application must be asked for, and its answer to
+//! [`SourceCore::poll_snapshot`] or [`SourceCore::handle_drawn`]; [`SourceCore::handle_timeout`] when
+//! [`SourceCore::poll_timeout`] has come.
 //!
 //! Invariants:
-//! 1. A frame is made from the store at the time it is sent: a resend carries the newest value, in the order of the ring.
-//! 2. Removing an item that was not sent on a session leaves nothing of it there.
+//! 1. A frame is made from the store, or from a snapshot of the application's data, at the time it is sent: a resend
+//!    carries the newest value, in the order of the ring. A snapshot counts only if its entry has not changed since it was
+//!    asked for.
+//! 2. Removing an item that was not sent on a session leaves nothing of it there, if the table keeps its items. If not, the
+//!    destination may hold it from before.
 //! 3. A tombstone exists while a session owes the ack of it, and each session owes it once.
+//! 4. A session has at most `max_tombstones` tombstones, and an enumeration at most as many items that changed under it.
+//!    One that would have more is given up: its destination attaches again.
+
+mod session;
 
 use std::time::Instant;
 
 use super::ProtocolError;
-use super::cache::{CacheEntry, EntryId, EntryKind, SyncCache};
-use super::replay::Replay;
-use super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::store::{ItemId, Store, Stored, TableId, Value};
-use crate::opcode::Opcode;
+use super::cache::{EntryId, EntryKind, Holds};
+use super::resend::ResendPolicy;
+use super::store::{ItemId, NewValue, Store, Stored, TableId, Value};
+use crate::opcode::{Opcode, OpcodeError};
+use crate::retention::{EnumeratedItems, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
-use crate::wire::{Ack, Frame, HEADER_BYTES, Payload};
+use crate::snapshot::Pointer;
+use crate::subscription::Subscription;
+use crate::wire::{Ack, Frame, Payload};
+
+use session::Session;
 
 pub(crate) use super::cache::MAX_FLUSHES;
+pub(crate) use session::SessionCounters;
 
 /// A session's place; used again once its destination is gone.
 pub(crate) type SessionId = usize;
 
 #[derive(Debug)]
 pub(crate) struct SourceCore {
+    config: SourceConfig,
     store: Store,
     sessions: Vec<Option<Session>>,
-    policy: ResendPolicy,
-    /// An equal value is a change, too.
-    send_equal: bool,
+    /// Sessions that were given up because they had too many tombstones, until their links are gone, too.
+    overrun: Vec<SessionId>,
     counters: SourceCounters,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct SourceConfig {
+    pub(crate) policy: ResendPolicy,
+    /// An equal value is a change, too.
+    pub(crate) send_equal: bool,
+    pub(crate) first_seq: SyncSeq,
+    /// Most removes that a destination may leave unacknowledged.
+    pub(crate) max_tombstones: usize,
 }
 
 /// What the source counts, over all destinations.
@@ -42,40 +66,30 @@ pub(crate) struct SourceCore {
 pub(crate) struct SourceCounters {
     /// Calls that changed an item.
     pub(crate) changes: u64,
-}
-
-/// What the source keeps for one destination that is attached.
-#[derive(Debug)]
-struct Session {
-    cache: SyncCache,
-    replay: Replay,
-    timer: ResendTimer<(EntryId, ChangeNumber)>,
-    /// A tick is planned, or asked for, that looks at what is in flight.
-    ticking: bool,
-    /// It was asked for and has not been yet.
-    tick_requested: bool,
-    /// Who goes next when both live changes and the replay could.
-    replay_goes: bool,
-    counters: SessionCounters,
-}
-
-/// What the source counts for one destination.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct SessionCounters {
-    pub(crate) sent: u64,
-    pub(crate) resent: u64,
-    pub(crate) coalesced: u64,
-    pub(crate) acked: u64,
+    /// Sessions that were given up because they had too many tombstones.
+    pub(crate) overruns: u64,
 }
 
 /// The state of one session's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SessionState {
     pub(crate) unacked: usize,
+    pub(crate) pointers: usize,
     pub(crate) tombstones: usize,
     pub(crate) failing: usize,
     pub(crate) replaying: bool,
     pub(crate) counters: SessionCounters,
+}
+
+/// An entry of a sync cache, as it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EntryView<'a> {
+    pub(crate) table: &'a str,
+    pub(crate) opcode: &'a Opcode,
+    pub(crate) change: ChangeNumber,
+    pub(crate) holds: Holds,
+    pub(crate) waiting: bool,
+    pub(crate) attempts: u8,
 }
 
 /// A frame that goes next, and what to tell [`SourceCore::handle_sent`].
@@ -85,13 +99,44 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) frame: Frame<'a>,
 }
 
+/// What the application must be asked for, with no lock held.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// A copy of the data that a pointer leads to, for [`SourceCore::poll_snapshot`].
+    Pointer { place: PointerPlace, opcode: Opcode, pointer: Pointer },
+    /// Some items of an enumeration, for [`SourceCore::handle_drawn`].
+    Enumeration { table: TableId, items: EnumeratedItems },
+}
+
+/// For which state of which entry a snapshot is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PointerPlace {
+    entry: EntryId,
+    change: ChangeNumber,
+}
+
+/// Data that could not be had: the item is named without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unreadable;
+
+/// What was drawn from an enumeration.
+#[derive(Debug)]
+pub(crate) struct Drawn {
+    pub(crate) items: Vec<(Opcode, Result<Box<[u8]>, Pointer>)>,
+    /// Where to go on; `None` at the end.
+    pub(crate) rest: Option<EnumeratedItems>,
+}
+
+/// Items that are drawn from an enumeration at a time.
+pub(crate) const ITEMS_PER_DRAW: usize = 64;
+
 impl SourceCore {
-    pub(crate) fn new(policy: ResendPolicy, send_equal: bool, first_seq: SyncSeq) -> SourceCore {
+    pub(crate) fn new(config: SourceConfig) -> SourceCore {
         SourceCore {
-            store: Store::new(first_seq),
+            store: Store::new(config.first_seq),
+            config,
             sessions: Vec::new(),
-            policy,
-            send_equal,
+            overrun: Vec::new(),
             counters: SourceCounters::default(),
         }
     }
@@ -106,61 +151,75 @@ impl SourceCore {
         &self.store
     }
 
+    pub(crate) fn max_tombstones(&self) -> usize {
+        self.config.max_tombstones
+    }
+
+    /// The item at a place, for a person; `None` if it is another one by now.
+    pub(crate) fn describe(&self, place: PointerPlace) -> Option<String> {
+        let EntryKind::Item(item) = place.entry.kind() else { return None };
+        let (stored, table) = (self.store.item(item), &self.store.tables()[usize::from(item.table)]);
+        (stored.change == place.change).then(|| format!("item {} of table {}", stored.opcode, table.name))
+    }
+
     pub(crate) fn counters(&self) -> SourceCounters {
         self.counters
     }
 
     /// The table of that name, which is made if there is none; `None` if there are too many.
-    pub(crate) fn table(&mut self, name: &str) -> Option<TableId> {
+    pub(crate) fn table(&mut self, name: &str, retention: Retention) -> Option<TableId> {
         if let Some(table) = self.store.table_named(name) {
             return Some(table);
         }
-        let table = self.store.add_table(name)?;
+        let table = self.store.add_table(name, retention)?;
         for session in self.sessions.iter_mut().flatten() {
             session.add_table(table, &mut self.store);
         }
         Some(table)
     }
 
-    /// S1 to S3: gives an item its newest value and records that for each destination.
-    pub(crate) fn set(&mut self, table: TableId, opcode: Opcode, value: &[u8]) -> Stored {
-        let stored = self.store.set(table, opcode, value, self.send_equal);
-        let (id, created) = match stored {
-            Stored::Unchanged => return stored,
-            Stored::Updated(id) => (id, false),
-            Stored::Created(id) => (id, true),
-        };
-        self.counters.changes += 1;
-        let entry = EntryId::item(id);
-        for session in self.sessions.iter_mut().flatten() {
-            if created && !session.cache.entry(entry).is_sent() {
-                session.replay.handle_created(table);
-            }
-            session.counters.coalesced += u64::from(session.cache.record(entry, false));
+    /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination.
+    pub(crate) fn set(&mut self, table: TableId, opcode: Opcode, value: NewValue<'_>) -> Stored {
+        let stored = self.store.set(table, opcode, value, self.config.send_equal);
+        if let Stored::Created(id) | Stored::Updated(id) = stored {
+            self.record_set(id, matches!(stored, Stored::Created(_)));
         }
         stored
+    }
+
+    /// S3 for the data that a pointer leads to: it has changed, and the entry gets a new number. `None` if the item is no
+    /// pointer.
+    pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let id = self.store.touch(table, opcode)?;
+        self.record_set(id, false);
+        Some(id)
     }
 
     /// Removes an item; `None` if there is none. The item's place may be vacant already.
     pub(crate) fn remove(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.remove(table, opcode)?;
         self.counters.changes += 1;
+        let keeps_all = self.store.tables()[usize::from(table)].keeps_all();
         let created = self.store.item(id).created;
         let entry = EntryId::item(id);
-        for session in self.sessions.iter_mut().flatten() {
-            if session.cache.entry(entry).is_sent() {
-                session.counters.coalesced += u64::from(session.cache.record(entry, true));
-                self.store.owe_remove(id);
+        for session in self.sessions.iter_mut().flatten().filter(|session| session.wants(table, opcode)) {
+            let before = session.cache.entry(entry);
+            if before.is_sent() || !keeps_all {
+                let recorded = session.cache.record(entry, Holds::Remove);
+                session.counters.coalesced += u64::from(recorded.coalesced);
+                if keeps_all || recorded.is_new {
+                    self.store.owe(id);
+                }
             } else {
-                let before = session.cache.entry(entry);
                 session.counters.coalesced += u64::from(before.is_unacked());
                 session.replay.take_flushes(created, before.flushes());
-                session.cache.forget(entry);
+                session.cache.forget(entry, &self.store);
                 if session.replay.handle_named(table, created) {
                     session.mark_end(table, &mut self.store);
                 }
             }
         }
+        self.give_up_overrun(table);
         self.store.vacate_if_unowed(id);
         Some(id)
     }
@@ -169,27 +228,20 @@ impl SourceCore {
     pub(crate) fn ready(&mut self, table: TableId) {
         self.store.table_mut(table).ready = true;
         for session in self.sessions.iter_mut().flatten() {
-            if session.replay.handle_ready(table, self.store.last_change()) {
+            if session.replay.handle_ready(table, &mut self.store) {
                 session.mark_end(table, &mut self.store);
             }
         }
     }
 
-    /// A destination attaches; it is owed the full state.
-    pub(crate) fn attach(&mut self) -> SessionId {
-        let mut session = Session {
-            cache: SyncCache::default(),
-            replay: Replay::new(),
-            timer: ResendTimer::new(),
-            ticking: false,
-            tick_requested: false,
-            replay_goes: false,
-            counters: SessionCounters::default(),
-        };
+    /// A destination attaches; it is owed the full state of what it wants.
+    pub(crate) fn attach(&mut self, subscription: Subscription) -> SessionId {
+        let mut session = Session::new(subscription);
         for table in 0..self.store.tables().len() {
             session.add_table(table as TableId, &mut self.store);
         }
-        let vacant = self.sessions.iter().position(Option::is_none);
+        let mut vacant = self.sessions.iter().zip(0..).filter(|(session, _)| session.is_none());
+        let vacant = vacant.find(|(_, id)| !self.overrun.contains(id)).map(|(_, id)| id);
         let id = vacant.unwrap_or(self.sessions.len());
         if vacant.is_none() {
             self.sessions.push(None);
@@ -200,41 +252,112 @@ impl SourceCore {
 
     /// A destination is gone: all that was kept for it goes, too.
     pub(crate) fn detach(&mut self, id: SessionId) {
-        let Some(session) = self.sessions[id].take() else { return };
-        for item in session.cache.unacked_removes() {
-            self.store.settle_remove(item);
-        }
+        self.drop_session(id);
+        self.overrun.retain(|&other| other != id);
     }
 
-    /// The frame that goes next on a session, if any. It stays the next until it was sent or a command changed that.
+    /// Whether the session was given up because it had too many tombstones. Its link is to be closed.
+    pub(crate) fn is_overrun(&self, id: SessionId) -> bool {
+        self.overrun.contains(&id)
+    }
+
+    /// The frame that goes next on a session, if any, of what is here. It stays the next until it was sent or a command
+    /// changed that.
     pub(crate) fn poll_frame(&mut self, id: SessionId) -> Option<Outgoing<'_>> {
         let session = self.sessions[id].as_mut()?;
         let entry = session.next(&self.store)?;
         Some(Outgoing { entry, frame: session.frame(entry, &self.store) })
     }
 
+    /// Whether there may be a frame although [`SourceCore::poll_frame`] had none: it looks at so many items at a time.
+    pub(crate) fn is_walking(&self, id: SessionId) -> bool {
+        self.sessions[id].as_ref().is_some_and(|session| !session.replay.is_walked())
+    }
+
     /// S2: the frame is in the ring.
     pub(crate) fn handle_sent(&mut self, id: SessionId, entry: EntryId) {
+        if let Some(session) = self.sessions[id].as_mut() {
+            session.handle_sent(entry, &mut self.store);
+        }
+    }
+
+    /// A frame did not fit the ring.
+    pub(crate) fn handle_full(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions[id].as_mut() {
+            session.handle_full();
+        }
+    }
+
+    /// Whether [`SourceCore::poll_read`] has something.
+    pub(crate) fn has_reads(&mut self, id: SessionId) -> bool {
+        self.sessions[id].as_mut().is_some_and(Session::has_reads)
+    }
+
+    /// What the application is to be asked for next, if anything. An enumeration that was lent must be given back.
+    pub(crate) fn poll_read(&mut self, id: SessionId) -> Option<Read> {
+        let session = self.sessions[id].as_mut()?;
+        if session.enumeration_goes() {
+            let (table, items) = session.replay.take_items()?;
+            return Some(Read::Enumeration { table, items });
+        }
+        let entry = session.cache.next_waiting(true)?;
+        let EntryKind::Item(item) = entry.kind() else { return None };
+        let item = self.store.item(item);
+        let Value::Pointer(pointer) = &item.value else { return None };
+        let place = PointerPlace { entry, change: item.change };
+        Some(Read::Pointer { place, opcode: item.opcode.clone(), pointer: pointer.clone() })
+    }
+
+    /// The frame for a snapshot, unless its entry has changed since it was asked for.
+    pub(crate) fn poll_snapshot<'a>(
+        &'a mut self,
+        id: SessionId,
+        place: PointerPlace,
+        snapshot: Result<&'a [u8], Unreadable>,
+    ) -> Option<Outgoing<'a>> {
+        let session = self.sessions[id].as_mut()?;
+        let PointerPlace { entry, change } = place;
+        let state = session.cache.entry(entry);
+        if !state.is_waiting() || !state.is_pointer() || session.cache.change_of(entry, &self.store) != change
+        {
+            return None;
+        }
+        let EntryKind::Item(item) = entry.kind() else { return None };
+        let item = self.store.item(item);
+        let opcode = item.opcode.as_bytes();
+        let payload = match snapshot {
+            Ok(value) => Payload::Set { opcode, value, created: item.created },
+            Err(Unreadable) => Payload::Named { opcode },
+        };
+        session.counters.unreadable += u64::from(snapshot.is_err());
+        Some(Outgoing { entry, frame: session.frame_of(entry, payload, &self.store) })
+    }
+
+    /// Takes in what was drawn from an enumeration. What is known to have changed or gone since it began is passed over.
+    pub(crate) fn handle_drawn(&mut self, id: SessionId, table: TableId, drawn: Drawn) {
         let Some(session) = self.sessions[id].as_mut() else { return };
-        session.counters.sent += 1;
-        session.counters.resent += u64::from(session.cache.entry(entry).attempts() > 0);
-        let before = session.cache.entry(entry);
-        if let EntryKind::Item(item) = entry.kind()
-            && !before.is_sent()
-        {
-            let flushes = session.replay.take_flushes(self.store.item(item).created, before.flushes());
-            session.cache.add_flushes(entry, flushes);
+        let Some(began) = session.replay.enumeration_began(table) else { return };
+        for (opcode, value) in drawn.items {
+            if !session.wants(table, &opcode) {
+                continue;
+            }
+            let known = self.store.find_id(table, &opcode);
+            let is_gone = known.is_some_and(|item| !self.store.item(item).value.is_live());
+            if is_gone || self.store.tables()[usize::from(table)].changed_since(&opcode, began) {
+                if let Some(item) = known {
+                    session.gate(EntryId::item(item));
+                }
+                continue;
+            }
+            let item = known.unwrap_or_else(|| {
+                let value = value.map_or_else(Value::Pointer, Value::Data);
+                self.store.insert_enumerated(table, opcode, value)
+            });
+            session.handle_enumerated(item, &mut self.store);
         }
-        let first = session.cache.handle_sent(entry, &self.store);
-        session.replay_goes = !session.replay_goes;
-        if session.replay_goes {
-            session.replay.turn();
-        }
-        if let EntryKind::Item(item) = entry.kind()
-            && first
-            && session.replay.handle_named(entry.table, self.store.item(item).created)
-        {
-            session.mark_end(entry.table, &mut self.store);
+        session.handle_read();
+        if session.replay.give_items(table, drawn.rest, &mut self.store) {
+            session.mark_end(table, &mut self.store);
         }
     }
 
@@ -245,12 +368,12 @@ impl SourceCore {
         let mut settled = Vec::new();
         let outcome = session.cache.handle_ack(ack, &self.store, |deleted| {
             *acked += 1;
-            if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.was_tombstone) {
+            if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.item_is_owed) {
                 settled.push(item);
             }
         });
         for item in settled {
-            self.store.settle_remove(item);
+            self.store.settle(item);
         }
         outcome
     }
@@ -283,12 +406,13 @@ impl SourceCore {
             session.ticking = false;
             return;
         }
+        let policy = &self.config.policy;
         // A tick that was asked for only notes what was sent until now.
         if session.timer.next_tick().is_some_and(|due| due <= now) {
-            session.resend_due(now, released, &self.policy, &self.store);
+            session.resend_due(now, released, policy, &self.store);
         }
         session.ticking = session.timer.scanned() < next_ordinal;
-        session.timer.finish_tick(now, next_ordinal, written, session.ticking, &self.policy);
+        session.timer.finish_tick(now, next_ordinal, written, session.ticking, policy);
     }
 
     /// Whether a destination has yet to be sent the newest change of an item.
@@ -301,16 +425,39 @@ impl SourceCore {
         let session = self.sessions.get(id)?.as_ref()?;
         Some(SessionState {
             unacked: session.cache.unacked(),
+            pointers: session.cache.pointers(),
             tombstones: session.cache.tombstones(),
             failing: session.cache.failing(),
-            replaying: !session.replay.is_walked(),
+            replaying: !session.replay.is_over(),
             counters: session.counters,
         })
     }
 
-    /// A flush begins on every session; `flush` is a number below [`MAX_FLUSHES`] that is not in use.
-    pub(crate) fn start_flush(&mut self, flush: usize) {
-        for session in self.sessions.iter_mut().flatten() {
+    /// The entries of a session's sync cache that stand for items.
+    pub(crate) fn entries(&self, id: SessionId) -> impl Iterator<Item = EntryView<'_>> {
+        let session = self.sessions.get(id).and_then(Option::as_ref);
+        session.into_iter().flat_map(|session| {
+            let items = session.cache.unacked_items();
+            items.map(|(item, _)| self.entry_view(session, EntryId::item(item), item))
+        })
+    }
+
+    /// Some of those that were sent again several times.
+    pub(crate) fn failing(&self, id: SessionId) -> impl Iterator<Item = EntryView<'_>> {
+        let session = self.sessions.get(id).and_then(Option::as_ref);
+        session.into_iter().flat_map(|session| {
+            session.cache.failing_examples().filter_map(|entry| match entry.kind() {
+                EntryKind::Item(item) => Some(self.entry_view(session, entry, item)),
+                EntryKind::TableName | EntryKind::TableEnd => None,
+            })
+        })
+    }
+
+    /// A flush begins, on one session or on all; `flush` is a number below [`MAX_FLUSHES`] that is not in use.
+    pub(crate) fn start_flush(&mut self, flush: usize, only: Option<SessionId>) {
+        let sessions =
+            self.sessions.iter_mut().zip(0..).filter(|(_, id)| only.is_none_or(|only| only == *id));
+        for session in sessions.filter_map(|(session, _)| session.as_mut()) {
             let never_sent = session.cache.start_flush(flush, &self.store);
             session.replay.start_flush(flush, never_sent, self.store.last_change());
         }
@@ -328,93 +475,89 @@ impl SourceCore {
             session.replay.end_flush(flush);
         }
     }
-}
 
-impl Session {
-    fn add_table(&mut self, table: TableId, store: &mut Store) {
-        let change = store.next_change();
-        self.cache.record_control(EntryId::table_name(table), change);
-        if self.replay.add_table(table, store) {
-            self.mark_end(table, store);
-        }
-    }
-
-    /// The end marker is an entry like any other: it has a number, waits while the ring is full and is acknowledged.
-    fn mark_end(&mut self, table: TableId, store: &mut Store) {
-        let change = store.next_change();
-        self.cache.record_control(EntryId::table_end(table), change);
-    }
-
-    /// A table's own records first; then live changes and the replay take turns, so that neither starves the other.
-    fn next(&mut self, store: &Store) -> Option<EntryId> {
-        if let Some(control) = self.cache.next_control() {
-            return Some(control);
-        }
-        if self.replay_goes {
-            self.replay.next(&self.cache, store).or_else(|| self.cache.next_waiting())
-        } else {
-            self.cache.next_waiting().or_else(|| self.replay.next(&self.cache, store))
-        }
-    }
-
-    fn frame<'a>(&mut self, entry: EntryId, store: &'a Store) -> Frame<'a> {
-        let table = entry.table;
-        let payload = match entry.kind() {
-            EntryKind::Item(item) => {
-                let item = store.item(item);
-                let opcode = item.opcode.as_bytes();
-                match &item.value {
-                    Value::Data(value) => Payload::Set { opcode, value, created: item.created },
-                    Value::Removed => Payload::Remove { opcode },
-                    Value::Vacant => unreachable!("an entry of a vacant place was forgotten or acknowledged"),
-                }
-            }
-            EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(table)].name },
-            EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked(store) },
-        };
-        let change = self.cache.change_of(entry, store);
-        Frame { change, ordinal: self.cache.next_ordinal(), table, payload }
-    }
-
-    /// Makes wait again what has been in flight for long enough, as much of it as one tick may send.
-    fn resend_due(&mut self, now: Instant, released: u64, policy: &ResendPolicy, store: &Store) {
-        let mut budget = TickBudget::new(policy);
-        while let Some((entry, change)) = self.timer.pop_held(now) {
-            if !self.cache.entry(entry).is_in_flight() || self.cache.change_of(entry, store) != change {
+    /// S3: records a set for each destination that wants the item.
+    fn record_set(&mut self, id: ItemId, created: bool) {
+        self.counters.changes += 1;
+        let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
+        let entry = EntryId::item(id);
+        for session in self.sessions.iter_mut().flatten() {
+            let item = self.store.item(id);
+            if !session.wants(id.table, &item.opcode) {
                 continue;
             }
-            if !budget.take(self.record_bytes(entry, store)) {
-                return self.timer.hold(now, (entry, change));
+            let holds = Holds::of(item);
+            if keeps_all && created && !session.cache.entry(entry).is_sent() {
+                session.replay.handle_created(id.table);
             }
-            self.cache.resend(entry);
-        }
-        let Some((due_ordinal, sent_by)) = self.timer.due(now, released, policy) else { return };
-        let mut due = Vec::new();
-        let mut scanned = due_ordinal;
-        for record in
-            self.cache.in_flight_from(self.timer.scanned()).take_while(|record| record.ordinal < due_ordinal)
-        {
-            let entry: CacheEntry = self.cache.entry(record.entry);
-            if entry.is_in_flight() && self.cache.is_newest(record, store) {
-                let resend_at = sent_by + policy.backoff(entry.attempts());
-                if resend_at > now {
-                    self.timer.hold(resend_at, (record.entry, record.change));
-                } else if budget.take(self.record_bytes(record.entry, store)) {
-                    due.push(record.entry);
-                } else {
-                    scanned = record.ordinal;
-                    break;
-                }
+            let recorded = session.cache.record(entry, holds);
+            session.counters.coalesced += u64::from(recorded.coalesced);
+            if recorded.is_new && !keeps_all {
+                self.store.owe(id);
             }
         }
-        self.timer.advance_scanned(scanned);
-        due.into_iter().for_each(|entry| self.cache.resend(entry));
+        if !keeps_all {
+            self.give_up_overrun(id.table);
+            self.store.vacate_if_unowed(id);
+        }
     }
 
-    fn record_bytes(&self, entry: EntryId, store: &Store) -> usize {
-        let EntryKind::Item(item) = entry.kind() else { return HEADER_BYTES };
-        let item = store.item(item);
-        let value = if let Value::Data(value) = &item.value { value.len() } else { 0 };
-        HEADER_BYTES + item.opcode.as_bytes().len() + value
+    /// Gives up the sessions that have too many tombstones, or whose enumeration of the table has too many changes.
+    fn give_up_overrun(&mut self, table: TableId) {
+        let max = self.config.max_tombstones;
+        let changed = self.store.tables()[usize::from(table)].changed_len();
+        for id in 0..self.sessions.len() {
+            let Some(session) = &self.sessions[id] else { continue };
+            let enumerates = changed > max && session.replay.enumeration_began(table).is_some();
+            if enumerates || session.cache.tombstones() > max {
+                self.drop_session(id);
+                self.overrun.push(id);
+                self.counters.overruns += 1;
+            }
+        }
+    }
+
+    fn drop_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions[id].take() else { return };
+        for item in session.cache.owed(&self.store) {
+            self.store.settle(item);
+        }
+        for table in session.replay.enumerating() {
+            self.store.end_enumeration(table);
+        }
+    }
+
+    fn entry_view(&self, session: &Session, entry: EntryId, item: ItemId) -> EntryView<'_> {
+        let state = session.cache.entry(entry);
+        let stored = self.store.item(item);
+        EntryView {
+            table: &self.store.tables()[usize::from(item.table)].name,
+            opcode: &stored.opcode,
+            change: stored.change,
+            holds: state.holds(),
+            waiting: state.is_waiting(),
+            attempts: state.attempts(),
+        }
+    }
+}
+
+impl Drawn {
+    /// Draws some items, in the order of the enumeration. `check` says what is wrong with a value, if anything: then the item
+    /// gets a pointer that leads to nothing else.
+    pub(crate) fn draw(
+        mut items: EnumeratedItems,
+        check: impl Fn(&Opcode, &[u8]) -> Result<(), String>,
+    ) -> Result<Drawn, OpcodeError> {
+        let mut drawn = Vec::with_capacity(ITEMS_PER_DRAW);
+        while drawn.len() < ITEMS_PER_DRAW {
+            let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
+            let (opcode, value) = item?;
+            let value = match check(&opcode, &value) {
+                Ok(()) => Ok(value.into_boxed_slice()),
+                Err(why) => Err(Pointer::to_nothing(why)),
+            };
+            drawn.push((opcode, value));
+        }
+        Ok(Drawn { items: drawn, rest: Some(items) })
     }
 }

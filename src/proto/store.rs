@@ -1,17 +1,26 @@
 //! The value store: every item's newest value, once for all destinations (S1).
 //!
+//! What a table keeps is its retention. *Newest*: the newest value of every item, so that the source itself can serve whoever
+//! attaches. *Unacked*: only what some destination has not acknowledged; the rest is the application's, and its enumerator
+//! is asked for it when a destination needs the full state.
+//!
 //! Invariants:
-//! 1. An item is vacant (its place is free), live (it has a value) or a tombstone (removed, and at least one destination
-//!    that was sent it has not acknowledged that).
+//! 1. An item is vacant (its place is free), live (it has a value, or a pointer to it) or a tombstone (removed, and at least
+//!    one destination has not acknowledged that).
 //! 2. Live items and tombstones are in their table's index, vacant ones are not.
 //! 3. `change` is the newest change of the item, and no two changes of a source have the same number.
+//! 4. `owed` counts the destinations for whose entry the item must stay: in a table that keeps the newest values, those
+//!    that owe the ack of its remove; in one that does not, all that have an entry for it. An item that need not stay is
+//!    vacant.
 
 use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use crate::opcode::Opcode;
+use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
+use crate::snapshot::Pointer;
 
 /// A table's place in its source, and its number on the wire.
 pub(crate) type TableId = u16;
@@ -34,8 +43,16 @@ pub(crate) struct TableStore {
     pub(crate) name: Box<str>,
     /// The application has loaded the table: a destination may remove what was not named to it.
     pub(crate) ready: bool,
+    retention: Retention,
+    /// Enumerations of this table that are under way.
+    enumerations: u32,
+    /// While there are any: the opcodes that were changed or removed since the oldest of them began, with the newest change
+    /// of each. What an enumerator says of these is of no use.
+    changed: HashMap<Opcode, ChangeNumber>,
     /// Number of live items.
     pub(crate) live: u32,
+    /// Those among them that are pointers.
+    pub(crate) pointers: u32,
     items: Vec<Item>,
     vacant: Vec<u32>,
     index: HashTable<u32>,
@@ -47,17 +64,26 @@ pub(crate) struct Item {
     pub(crate) opcode: Opcode,
     pub(crate) value: Value,
     pub(crate) change: ChangeNumber,
-    /// The change that began this life of the item.
+    /// The change that began this life of the item, as far as is known: [`ChangeNumber::NONE`] in a table that does not
+    /// keep its items, unless a remove went before.
     pub(crate) created: ChangeNumber,
-    /// Of a tombstone: the number of destinations that have not acknowledged the remove.
-    owed_removes: u32,
+    owed: u32,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Vacant,
     Data(Box<[u8]>),
+    /// The data is the application's, and is read when it is sent.
+    Pointer(Pointer),
     Removed,
+}
+
+/// What an item is given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NewValue<'a> {
+    Data(&'a [u8]),
+    Pointer(&'a Pointer),
 }
 
 /// What [`Store::set`] did.
@@ -104,12 +130,16 @@ impl Store {
     }
 
     /// Adds a table, or answers `None` when there are as many as the wire can tell apart.
-    pub(crate) fn add_table(&mut self, name: &str) -> Option<TableId> {
+    pub(crate) fn add_table(&mut self, name: &str, retention: Retention) -> Option<TableId> {
         let id = TableId::try_from(self.tables.len()).ok()?;
         self.tables.push(TableStore {
             name: name.into(),
             ready: false,
+            retention,
+            enumerations: 0,
+            changed: HashMap::new(),
             live: 0,
+            pointers: 0,
             items: Vec::new(),
             vacant: Vec::new(),
             index: HashTable::new(),
@@ -123,86 +153,135 @@ impl Store {
     }
 
     pub(crate) fn find(&self, table: TableId, opcode: &Opcode) -> Option<&Item> {
-        let table = &self.tables[usize::from(table)];
-        table.find(opcode).map(|index| &table.items[index as usize])
+        self.find_id(table, opcode).map(|id| self.item(id))
     }
 
-    /// Gives an item its newest value. `always` makes an equal value a change, too.
-    pub(crate) fn set(&mut self, id: TableId, opcode: Opcode, value: &[u8], always: bool) -> Stored {
-        let table = &mut self.tables[usize::from(id)];
+    pub(crate) fn find_id(&self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        self.tables[usize::from(table)].find(opcode).map(|index| ItemId { table, index })
+    }
+
+    /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one.
+    pub(crate) fn set(&mut self, id: TableId, opcode: Opcode, value: NewValue<'_>, always: bool) -> Stored {
+        let table = &self.tables[usize::from(id)];
         let index = table.find(&opcode);
         if let Some(index) = index
-            && let Value::Data(old) = &table.items[index as usize].value
+            && let (Value::Data(old), NewValue::Data(new)) = (&table.items[index as usize].value, value)
             && !always
-            && **old == *value
+            && **old == *new
         {
             return Stored::Unchanged;
         }
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
+        table.note_changed(&opcode, change);
         let Some(index) = index else {
-            let index = table.insert(Item {
-                opcode,
-                value: Value::Data(value.into()),
-                change,
-                created: change,
-                owed_removes: 0,
-            });
+            let created = if table.keeps_all() { change } else { ChangeNumber::NONE };
+            let value = Value::from_new(value);
+            let index = table.insert(Item { opcode, value, change, created, owed: 0 });
             return Stored::Created(ItemId { table: id, index });
         };
+        let keeps_all = table.keeps_all();
         let item = &mut table.items[index as usize];
         item.change = change;
-        match &mut item.value {
-            Value::Data(old) if old.len() == value.len() => old.copy_from_slice(value),
-            Value::Data(old) => *old = value.into(),
-            Value::Removed | Value::Vacant => {
-                item.value = Value::Data(value.into());
-                item.created = change;
-                item.owed_removes = 0;
-                table.live += 1;
-                return Stored::Created(ItemId { table: id, index });
+        let was_pointer = matches!(item.value, Value::Pointer(_));
+        let was_removed = item.value == Value::Removed;
+        item.value.replace_with(value);
+        if was_removed {
+            item.created = change;
+            if keeps_all {
+                item.owed = 0;
             }
+            table.live += 1;
         }
-        Stored::Updated(ItemId { table: id, index })
+        table.pointers += u32::from(matches!(value, NewValue::Pointer(_)));
+        table.pointers -= u32::from(was_pointer);
+        let id = ItemId { table: id, index };
+        if was_removed { Stored::Created(id) } else { Stored::Updated(id) }
     }
 
-    /// Makes a live item a tombstone; `None` if there is no such item. The caller then says who owes an ack
-    /// ([`Store::owe_remove`]) and lets go of it ([`Store::vacate_if_unowed`]).
-    pub(crate) fn remove(&mut self, id: TableId, opcode: &Opcode) -> Option<ItemId> {
-        let index = self.tables[usize::from(id)].find(opcode)?;
-        if self.tables[usize::from(id)].items[index as usize].value == Value::Removed {
+    /// The data that an item's pointer leads to has changed: a change of the item, of which only the number is new. `None`
+    /// if the item is no pointer.
+    pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let id = self.find_id(table, opcode)?;
+        if !matches!(self.item(id).value, Value::Pointer(_)) {
             return None;
         }
         let change = self.next_change();
+        self.tables[usize::from(table)].note_changed(opcode, change);
+        self.item_mut(id).change = change;
+        Some(id)
+    }
+
+    /// An enumeration begins: from now on it is noted what changes. Answers the newest change that it is sure to know.
+    pub(crate) fn start_enumeration(&mut self, table: TableId) -> ChangeNumber {
+        self.tables[usize::from(table)].enumerations += 1;
+        self.last_change
+    }
+
+    pub(crate) fn end_enumeration(&mut self, table: TableId) {
+        let table = &mut self.tables[usize::from(table)];
+        table.enumerations -= 1;
+        if table.enumerations == 0 {
+            table.changed = HashMap::new();
+        }
+    }
+
+    /// An enumerator has named an item that is not here, so that nothing newer is known of it. It gets a number of its own.
+    pub(crate) fn insert_enumerated(&mut self, table: TableId, opcode: Opcode, value: Value) -> ItemId {
+        let change = self.next_change();
+        let item = Item { opcode, value, change, created: ChangeNumber::NONE, owed: 0 };
+        ItemId { table, index: self.tables[usize::from(table)].insert(item) }
+    }
+
+    /// Makes an item a tombstone; `None` if it is known that there is no such item. The caller then says who owes an ack
+    /// ([`Store::owe`]) and lets go of it ([`Store::vacate_if_unowed`]).
+    pub(crate) fn remove(&mut self, id: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let keeps_all = self.tables[usize::from(id)].keeps_all();
+        let index = self.tables[usize::from(id)].find(opcode);
+        match index {
+            None if keeps_all => return None,
+            Some(index) if self.tables[usize::from(id)].items[index as usize].value == Value::Removed => {
+                return None;
+            }
+            _ => {}
+        }
+        let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
+        table.note_changed(opcode, change);
+        let Some(index) = index else {
+            let created = ChangeNumber::NONE;
+            let item = Item { opcode: opcode.clone(), value: Value::Removed, change, created, owed: 0 };
+            return Some(ItemId { table: id, index: table.insert(item) });
+        };
         let item = &mut table.items[index as usize];
+        table.live -= 1;
+        table.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Removed;
         item.change = change;
-        item.owed_removes = 0;
-        table.live -= 1;
+        if keeps_all {
+            item.owed = 0;
+        }
         Some(ItemId { table: id, index })
     }
 
-    pub(crate) fn owe_remove(&mut self, id: ItemId) {
-        self.item_mut(id).owed_removes += 1;
+    pub(crate) fn owe(&mut self, id: ItemId) {
+        self.item_mut(id).owed += 1;
     }
 
-    /// One destination owes the ack of this remove no more.
-    pub(crate) fn settle_remove(&mut self, id: ItemId) {
-        let item = self.item_mut(id);
-        assert!(item.value == Value::Removed, "only a tombstone is owed");
-        item.owed_removes -= 1;
+    /// One destination needs the item no more. Its place is free once that holds of all.
+    pub(crate) fn settle(&mut self, id: ItemId) {
+        self.item_mut(id).owed -= 1;
         self.vacate_if_unowed(id);
     }
 
-    /// Frees a tombstone's place once nobody owes an ack. Answers whether it did.
-    pub(crate) fn vacate_if_unowed(&mut self, id: ItemId) -> bool {
+    /// Frees an item's place if nothing needs it.
+    pub(crate) fn vacate_if_unowed(&mut self, id: ItemId) {
         let item = self.item(id);
-        if item.value != Value::Removed || item.owed_removes > 0 {
-            return false;
+        let table = &self.tables[usize::from(id.table)];
+        let may_go = item.value == Value::Removed || (!table.keeps_all() && item.value.is_live());
+        if item.owed == 0 && may_go {
+            self.tables[usize::from(id.table)].vacate(id.index);
         }
-        self.tables[usize::from(id.table)].vacate(id.index);
-        true
     }
 
     fn item_mut(&mut self, id: ItemId) -> &mut Item {
@@ -210,18 +289,61 @@ impl Store {
     }
 }
 
+impl Value {
+    fn from_new(value: NewValue<'_>) -> Value {
+        match value {
+            NewValue::Data(data) => Value::Data(data.into()),
+            NewValue::Pointer(pointer) => Value::Pointer(pointer.clone()),
+        }
+    }
+
+    fn replace_with(&mut self, new: NewValue<'_>) {
+        match (&mut *self, new) {
+            (Value::Data(old), NewValue::Data(new)) if old.len() == new.len() => old.copy_from_slice(new),
+            (old, new) => *old = Value::from_new(new),
+        }
+    }
+
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self, Value::Data(_) | Value::Pointer(_))
+    }
+}
+
 impl TableStore {
+    /// Whether the newest value of every item is kept, or only what is unacknowledged.
+    pub(crate) fn keeps_all(&self) -> bool {
+        matches!(self.retention, Retention::Newest)
+    }
+
+    /// Who knows the items that are not kept here; `None` if all are.
+    pub(crate) fn enumerator(&self) -> Option<&Enumerator> {
+        self.retention.enumerator()
+    }
+
+    /// Opcodes that were changed or removed while an enumeration is under way.
+    pub(crate) fn changed_len(&self) -> usize {
+        self.changed.len()
+    }
+
+    /// Whether the item was changed or removed after `change`, at which an enumeration that is under way began.
+    pub(crate) fn changed_since(&self, opcode: &Opcode, change: ChangeNumber) -> bool {
+        self.changed.get(opcode).is_some_and(|&newest| newest > change)
+    }
+
+    fn note_changed(&mut self, opcode: &Opcode, change: ChangeNumber) {
+        if self.enumerations > 0 {
+            self.changed.insert(opcode.clone(), change);
+        }
+    }
+
     /// All places, vacant ones too.
     pub(crate) fn items(&self) -> &[Item] {
         &self.items
     }
 
     /// Live items.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Opcode, &[u8])> {
-        self.items.iter().filter_map(|item| match &item.value {
-            Value::Data(value) => Some((&item.opcode, &**value)),
-            Value::Vacant | Value::Removed => None,
-        })
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| item.value.is_live())
     }
 
     fn find(&self, opcode: &Opcode) -> Option<u32> {
@@ -231,6 +353,8 @@ impl TableStore {
 
     fn insert(&mut self, item: Item) -> u32 {
         let hash = self.hasher.hash_one(item.opcode.as_bytes());
+        self.live += u32::from(item.value.is_live());
+        self.pointers += u32::from(matches!(item.value, Value::Pointer(_)));
         let index = match self.vacant.pop() {
             Some(index) => {
                 self.items[index as usize] = item;
@@ -244,17 +368,18 @@ impl TableStore {
         let (items, hasher) = (&self.items, &self.hasher);
         self.index
             .insert_unique(hash, index, |&index| hasher.hash_one(items[index as usize].opcode.as_bytes()));
-        self.live += 1;
         index
     }
 
     fn vacate(&mut self, index: u32) {
         let item = &mut self.items[index as usize];
         let hash = self.hasher.hash_one(item.opcode.as_bytes());
+        self.live -= u32::from(item.value.is_live());
+        self.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Vacant;
         self.index
             .find_entry(hash, |&other| other == index)
-            .expect("a tombstone is in its table's index")
+            .expect("an item is in its table's index")
             .remove();
         self.vacant.push(index);
     }
@@ -267,7 +392,7 @@ mod tests {
 
     fn store() -> (Store, TableId) {
         let mut store = Store::new(SyncSeq::from(1));
-        let table = store.add_table("t").unwrap();
+        let table = store.add_table("t", Retention::Newest).unwrap();
         (store, table)
     }
 
@@ -275,10 +400,10 @@ mod tests {
     fn an_equal_value_is_no_change_unless_asked_for() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        assert!(matches!(store.set(table, key.clone(), b"a", false), Stored::Created(_)));
-        assert_eq!(store.set(table, key.clone(), b"a", false), Stored::Unchanged);
+        assert!(matches!(store.set(table, key.clone(), NewValue::Data(b"a"), false), Stored::Created(_)));
+        assert_eq!(store.set(table, key.clone(), NewValue::Data(b"a"), false), Stored::Unchanged);
         assert_eq!(store.last_change().seq(), SyncSeq::from(1));
-        assert!(matches!(store.set(table, key, b"a", true), Stored::Updated(_)));
+        assert!(matches!(store.set(table, key, NewValue::Data(b"a"), true), Stored::Updated(_)));
         assert_eq!(store.last_change().seq(), SyncSeq::from(2));
     }
 
@@ -286,29 +411,33 @@ mod tests {
     fn a_tombstone_keeps_its_place_until_nobody_owes_an_ack() {
         let (mut store, table) = store();
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());
-        store.set(table, a.clone(), b"a", false);
+        store.set(table, a.clone(), NewValue::Data(b"a"), false);
         let gone = store.remove(table, &a).unwrap();
-        store.owe_remove(gone);
-        store.owe_remove(gone);
+        store.owe(gone);
+        store.owe(gone);
         assert_eq!(store.remove(table, &a), None, "removed twice");
-        store.settle_remove(gone);
+        store.settle(gone);
         assert!(store.find(table, &a).is_some());
-        store.settle_remove(gone);
+        store.settle(gone);
         assert!(store.find(table, &a).is_none());
-        assert_eq!(store.set(table, b, b"b", false), Stored::Created(gone), "the place is used again");
+        assert_eq!(
+            store.set(table, b, NewValue::Data(b"b"), false),
+            Stored::Created(gone),
+            "the place is used again"
+        );
     }
 
     #[test]
     fn a_value_after_a_remove_begins_a_new_life() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        store.set(table, key.clone(), b"a", false);
+        store.set(table, key.clone(), NewValue::Data(b"a"), false);
         let first = store.find(table, &key).unwrap().created;
-        store.set(table, key.clone(), b"b", false);
+        store.set(table, key.clone(), NewValue::Data(b"b"), false);
         assert_eq!(store.find(table, &key).unwrap().created, first);
         let id = store.remove(table, &key).unwrap();
-        store.owe_remove(id);
-        assert_eq!(store.set(table, key.clone(), b"b", false), Stored::Created(id));
+        store.owe(id);
+        assert_eq!(store.set(table, key.clone(), NewValue::Data(b"b"), false), Stored::Created(id));
         assert!(store.find(table, &key).unwrap().created > first);
         assert_eq!(store.tables()[0].live, 1);
     }

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use super::destination::DestinationCore;
 use super::resend::ResendPolicy;
-use super::source::{SessionId, SourceCore};
-use super::store::TableId;
+use super::source::{SessionId, SourceConfig, SourceCore};
+use super::store::{NewValue, TableId};
 use crate::opcode::ToOpcode;
+use crate::retention::Retention;
 use crate::seq::SyncSeq;
+use crate::subscription::Subscription;
 use crate::wire::Ack;
 
 /// A source with one table and one destination, whose ring takes everything and is consumed at once.
@@ -20,11 +22,15 @@ struct Bench {
     sent: Vec<SyncSeq>,
 }
 
+fn config(policy: ResendPolicy) -> SourceConfig {
+    SourceConfig { policy, send_equal: false, first_seq: SyncSeq::from(1), max_tombstones: 1000 }
+}
+
 impl Bench {
     fn new(policy: ResendPolicy) -> Bench {
-        let mut core = SourceCore::new(policy, false, SyncSeq::from(1));
-        let table = core.table("t").unwrap();
-        let session = core.attach();
+        let mut core = SourceCore::new(config(policy));
+        let table = core.table("t", Retention::Newest).unwrap();
+        let session = core.attach(Subscription::all());
         let mut bench = Bench { core, table, session, now: Instant::now(), sent: Vec::new() };
         bench.pump();
         bench.ack(0);
@@ -32,7 +38,7 @@ impl Bench {
     }
 
     fn set(&mut self, key: u32, value: &[u8]) {
-        self.core.set(self.table, key.to_opcode().unwrap(), value);
+        self.core.set(self.table, key.to_opcode().unwrap(), NewValue::Data(value));
     }
 
     /// Sends all that waits; answers how many records that was.
@@ -121,10 +127,10 @@ fn a_flush_waits_for_what_the_replay_has_not_sent() {
         bench.set(key, b"before the attach");
     }
     bench.core.detach(bench.session);
-    bench.session = bench.core.attach();
+    bench.session = bench.core.attach(Subscription::all());
     bench.sent.clear();
     bench.set(0, b"changed before it was sent");
-    bench.core.start_flush(3);
+    bench.core.start_flush(3, None);
     let left = |bench: &Bench| bench.core.flush_left(bench.session, 3);
     assert_eq!(left(&bench), 11, "all items, and the table's name");
     bench.set(1, b"changed since");
@@ -147,7 +153,7 @@ fn a_flush_waits_for_what_the_replay_has_not_sent() {
 fn a_flush_does_not_wait_for_the_newest_change_of_a_hot_item() {
     let mut bench = Bench::new(ResendPolicy::default());
     bench.set(1, b"a");
-    bench.core.start_flush(0);
+    bench.core.start_flush(0, None);
     bench.pump();
     let flushed = bench.sent.len() - 1;
     bench.set(1, b"b");
@@ -202,14 +208,14 @@ fn an_ack_with_the_same_sequence_number_a_wrap_ago_deletes_nothing() {
 #[test]
 fn a_destination_tells_new_from_old_at_any_distance() {
     for distance in [1 << 31, 1 << 32] {
-        let mut source = SourceCore::new(ResendPolicy::default(), false, SyncSeq::from(1));
-        let table = source.table("t").unwrap();
-        let session = source.attach();
-        let mut destination = DestinationCore::new(true);
+        let mut source = SourceCore::new(config(ResendPolicy::default()));
+        let table = source.table("t", Retention::Newest).unwrap();
+        let session = source.attach(Subscription::all());
+        let mut destination = DestinationCore::new(true, Subscription::all());
         destination.attach(7);
         let key = 1u32.to_opcode().unwrap();
         for value in [&b"old"[..], b"new"] {
-            source.set(table, key.clone(), value);
+            source.set(table, key.clone(), NewValue::Data(value));
             while let Some(outgoing) = source.poll_frame(session) {
                 let mut record = Vec::new();
                 outgoing.frame.encode(|piece| record.extend_from_slice(piece));

@@ -10,7 +10,7 @@ use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
 use crate::link::service::{Service, Shared};
 use crate::proto::ResendPolicy;
-use crate::proto::source::SourceCore;
+use crate::proto::source::{SourceConfig, SourceCore};
 use crate::region::layout;
 use crate::seq::SyncSeq;
 use crate::sys::fork::Creator;
@@ -27,6 +27,7 @@ pub struct SourceOptions {
     send_equal: bool,
     allowed_users: Vec<u32>,
     first_sync_seq: SyncSeq,
+    max_tombstones: usize,
 }
 
 impl Default for SourceOptions {
@@ -38,6 +39,7 @@ impl Default for SourceOptions {
             send_equal: false,
             allowed_users: Vec::new(),
             first_sync_seq: SyncSeq::from(1),
+            max_tombstones: DEFAULT_MAX_TOMBSTONES,
         }
     }
 }
@@ -75,6 +77,17 @@ impl SourceOptions {
         self
     }
 
+    /// The most removes that a destination may leave unacknowledged; default 1,048,576. Above it, what is kept for that
+    /// destination is dropped and its link closed; it attaches again and is given the full state
+    /// ([`SourceStats::overruns`](crate::SourceStats::overruns)). Only what a destination was sent and has not let go of
+    /// counts, so it is reached by one that stands still while items that it holds are removed. For a table that keeps
+    /// [unacknowledged changes only](crate::Retention::Unacked), every remove that it has not acknowledged counts, and so do
+    /// the changes that are made while it is being given the full state.
+    pub fn max_tombstones(mut self, most: usize) -> Self {
+        self.max_tombstones = most;
+        self
+    }
+
     /// The sync sequence number of the first change; for tests of what happens when it wraps. Default: 1.
     pub fn first_sync_seq(mut self, first: impl Into<SyncSeq>) -> Self {
         self.first_sync_seq = first.into();
@@ -101,8 +114,13 @@ impl SourceOptions {
         let listener = SourceListener::bind(&place, mode)?;
         let socket = listener.path().to_path_buf();
         let resend = self.resend;
-        let core = SourceCore::new(resend.clone(), self.send_equal, self.first_sync_seq);
-        let shared = Arc::new(Shared::new(core, resend, wake));
+        let core = SourceCore::new(SourceConfig {
+            policy: resend.clone(),
+            send_equal: self.send_equal,
+            first_seq: self.first_sync_seq,
+            max_tombstones: self.max_tombstones,
+        });
+        let shared = Arc::new(Shared::new(core, resend, ring_bytes, wake));
         let allowed = AllowedUsers::new(&self.allowed_users);
         let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
         let service = Service::new(shared.clone(), host, listener);
@@ -117,6 +135,9 @@ const DEFAULT_RING_BYTES: u64 = 1 << 20;
 
 /// The smallest ring, whose largest record holds any opcode and more than half a kilobyte.
 const MIN_RING_BYTES: u64 = 4096;
+
+/// As many as a large table has items: then a replay costs no more than what is dropped.
+const DEFAULT_MAX_TOMBSTONES: usize = 1 << 20;
 
 /// The mode of the socket for ourselves alone.
 const OWN_SOCKET: u32 = 0o600;

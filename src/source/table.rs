@@ -3,11 +3,11 @@
 use std::sync::{Arc, MutexGuard};
 
 use super::{FORKED, Handle};
+use crate::link::application;
 use crate::link::service::{FRAMES_PER_PUBLISH, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
-use crate::proto::store::{ItemId, Stored, TableId, Value};
-use crate::ring;
-use crate::wire;
+use crate::proto::store::{ItemId, NewValue, Stored, TableId, Value};
+use crate::snapshot::{Pointer, Snapshot};
 
 /// One of a source's tables: a set of items, each with an opcode that is its own in this table. Cheap to clone, and usable
 /// from several threads; the changes of one item take effect in the order of the calls.
@@ -50,11 +50,38 @@ impl Table {
     pub fn set(&self, opcode: impl ToOpcode, value: impl AsRef<[u8]>) -> Result<Sent, SetError> {
         let (opcode, value) = (opcode.to_opcode()?, value.as_ref());
         self.check_length(&opcode, value)?;
+        self.set_value(opcode, NewValue::Data(value))
+    }
+
+    /// Gives an item a pointer to its data: the data stays where it is, in the application, and a consistent copy of it is
+    /// taken each time that it is sent. After each change of the data, say [`Table::touch`].
+    ///
+    /// The copy is taken on the source's timer thread, with no lock of the library held: a lock of the application's own may
+    /// be held during this call. So it answers [`Sent::Deferred`] if there is a destination that wants the item. Data that
+    /// cannot be read, or is too long, is tried again as an unacknowledged change is; see
+    /// [`DestinationState::unreadable`](crate::DestinationState::unreadable).
+    ///
+    /// Setting a pointer is always a change; the item may have held data before, and [`Table::set`] makes it hold data again.
+    ///
+    /// # Errors
+    /// [`SetError`]; then nothing has changed.
+    pub fn set_shared<S: Snapshot>(&self, opcode: impl ToOpcode, data: &Arc<S>) -> Result<Sent, SetError> {
+        let opcode = opcode.to_opcode()?;
+        let pointer = Pointer::new(data.clone());
+        self.set_value(opcode, NewValue::Pointer(&pointer))
+    }
+
+    /// The data that an item's pointer leads to has changed: it is sent, as it is when it is sent.
+    ///
+    /// # Errors
+    /// [`SetError`], among them that the item holds no pointer.
+    pub fn touch(&self, opcode: impl ToOpcode) -> Result<Sent, SetError> {
+        let opcode = opcode.to_opcode()?;
         let mut state = self.lock()?;
-        let (Stored::Created(item) | Stored::Updated(item)) = state.core.set(self.id, opcode, value) else {
-            return Ok(Sent::Unchanged);
-        };
-        Ok(self.publish(&mut state, item))
+        match state.core.touch(self.id, &opcode) {
+            Some(item) => Ok(self.publish(&mut state, item)),
+            None => Err(SetError::NoPointer { opcode }),
+        }
     }
 
     /// As [`Table::set`] for each of these, with one lock and one message for some dozens of them. Others may publish in
@@ -116,14 +143,17 @@ impl Table {
         }
     }
 
-    /// The newest value of an item.
+    /// The newest value of an item; if that is a pointer, a copy of its data as it is now. `None` also if that cannot be read.
+    ///
+    /// A table that keeps [unacknowledged changes only](crate::Retention::Unacked) knows of no others here, nor in
+    /// [`Table::len`] and [`Table::items`].
     pub fn get(&self, opcode: impl ToOpcode) -> Option<Vec<u8>> {
         let opcode = opcode.to_opcode().ok()?;
-        let state = self.lock().ok()?;
-        match &state.core.store().find(self.id, &opcode)?.value {
-            Value::Data(value) => Some(value.to_vec()),
-            Value::Removed | Value::Vacant => None,
-        }
+        let content = {
+            let state = self.lock().ok()?;
+            Content::of(&state.core.store().find(self.id, &opcode)?.value)
+        };
+        content?.read()
     }
 
     /// Number of items.
@@ -136,20 +166,28 @@ impl Table {
         self.len() == 0
     }
 
-    /// A copy of all items, in no particular order.
+    /// A copy of all items, in no particular order, without those whose data cannot be read.
     pub fn items(&self) -> Vec<(Opcode, Vec<u8>)> {
-        self.lock().map_or_else(
-            |_| Vec::new(),
-            |state| {
-                let table = &state.core.store().tables()[usize::from(self.id)];
-                table.iter().map(|(opcode, value)| (opcode.clone(), value.to_vec())).collect()
-            },
-        )
+        let contents: Vec<(Opcode, Content)> = {
+            let Ok(state) = self.lock() else { return Vec::new() };
+            let items = state.core.store().tables()[usize::from(self.id)].iter();
+            items.filter_map(|item| Some((item.opcode.clone(), Content::of(&item.value)?))).collect()
+        };
+        let items = contents.into_iter();
+        items.filter_map(|(opcode, content)| Some((opcode, content.read()?))).collect()
     }
 
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, State>, SetError> {
         let state = self.handle.lock().map_err(|_| SetError::Forked)?;
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
+    }
+
+    fn set_value(&self, opcode: Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
+        let mut state = self.lock()?;
+        let (Stored::Created(item) | Stored::Updated(item)) = state.core.set(self.id, opcode, value) else {
+            return Ok(Sent::Unchanged);
+        };
+        Ok(self.publish(&mut state, item))
     }
 
     /// Sets items whose opcodes and lengths were checked.
@@ -158,7 +196,7 @@ impl Table {
         let mut state = self.lock()?;
         for (opcode, value) in batch {
             if let Stored::Created(item) | Stored::Updated(item) =
-                state.core.set(self.id, opcode, value.as_ref())
+                state.core.set(self.id, opcode, NewValue::Data(value.as_ref()))
             {
                 changed.push(item);
             }
@@ -178,12 +216,39 @@ impl Table {
     }
 
     fn check_length(&self, opcode: &Opcode, value: &[u8]) -> Result<(), SetError> {
-        let ring_bytes = self.handle.ring_bytes;
-        let max = ring::max_payload_bytes(ring_bytes) - wire::HEADER_BYTES - opcode.as_bytes().len();
+        let max = self.handle.shared.max_value_bytes(opcode);
         if value.len() > max {
+            let ring_bytes = self.handle.ring_bytes;
             return Err(SetError::ValueTooLong { bytes: value.len(), max, ring_bytes });
         }
         Ok(())
+    }
+}
+
+/// What is taken of an item under the lock.
+enum Content {
+    Data(Vec<u8>),
+    Pointer(Pointer),
+}
+
+impl Content {
+    fn of(value: &Value) -> Option<Content> {
+        match value {
+            Value::Data(data) => Some(Content::Data(data.to_vec())),
+            Value::Pointer(pointer) => Some(Content::Pointer(pointer.clone())),
+            Value::Removed | Value::Vacant => None,
+        }
+    }
+
+    /// The data, read without the lock if it must be.
+    fn read(self) -> Option<Vec<u8>> {
+        match self {
+            Content::Data(data) => Some(data),
+            Content::Pointer(pointer) => {
+                let mut copy = Vec::new();
+                application::snapshot(&pointer, &mut copy).ok().map(|()| copy)
+            }
+        }
     }
 }
 
@@ -220,6 +285,12 @@ pub enum SetError {
         max: usize,
         /// The ring's size.
         ring_bytes: u64,
+    },
+    /// The item is not there, or holds its data itself.
+    #[error("item {opcode} holds no pointer that could have changed; use set_shared first")]
+    NoPointer {
+        /// The item.
+        opcode: Opcode,
     },
     /// The source was dropped.
     #[error("the source of this table was dropped")]

@@ -22,6 +22,7 @@ const SET: u8 = 1;
 const REMOVE: u8 = 2;
 const TABLE: u8 = 3;
 const END: u8 = 4;
+const NAMED: u8 = 5;
 
 /// One record of the change ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub(crate) enum Payload<'a> {
     Remove { opcode: &'a [u8] },
     /// The table's number stands for this name on this link.
     Table { name: &'a str },
+    /// The item is there, but its value could not be had when it was to be sent.
+    Named { opcode: &'a [u8] },
     /// All that the table held was named; `oldest_unacked` is the lowest ordinal that still waits for its ack.
     End { oldest_unacked: u64 },
 }
@@ -58,6 +61,7 @@ impl<'a> Frame<'a> {
         let (kind, extra) = match self.payload {
             Payload::Set { created, .. } => (SET, created.value()),
             Payload::Remove { .. } => (REMOVE, 0),
+            Payload::Named { .. } => (NAMED, 0),
             Payload::Table { .. } => (TABLE, 0),
             Payload::End { oldest_unacked } => (END, oldest_unacked),
         };
@@ -95,6 +99,7 @@ impl<'a> Frame<'a> {
         let payload = match bytes[22] {
             SET => Payload::Set { opcode, value, created: ChangeNumber::from_wire(extra) },
             REMOVE => Payload::Remove { opcode },
+            NAMED => Payload::Named { opcode },
             TABLE => Payload::Table { name: table_name(value)? },
             END => Payload::End { oldest_unacked: extra },
             kind => {
@@ -102,7 +107,7 @@ impl<'a> Frame<'a> {
                     what: "change record",
                     field: "kind",
                     found: kind.into(),
-                    expected: format!("{SET} to {END}"),
+                    expected: format!("{SET} to {NAMED}"),
                 });
             }
         };
@@ -118,7 +123,7 @@ impl<'a> Frame<'a> {
     fn body(&self) -> (&'a [u8], &'a [u8]) {
         match self.payload {
             Payload::Set { opcode, value, .. } => (opcode, value),
-            Payload::Remove { opcode } => (opcode, &[]),
+            Payload::Remove { opcode } | Payload::Named { opcode } => (opcode, &[]),
             Payload::Table { name } => (&[], name.as_bytes()),
             Payload::End { .. } => (&[], &[]),
         }
@@ -145,12 +150,13 @@ mod tests {
         bytes
     }
 
-    fn payloads() -> [Payload<'static>; 5] {
+    fn payloads() -> [Payload<'static>; 6] {
         let created = ChangeNumber::from_wire(9);
         [
             Payload::Set { opcode: b"key", value: b"value", created },
             Payload::Set { opcode: &[7; 255], value: b"", created },
             Payload::Remove { opcode: b"" },
+            Payload::Named { opcode: b"key" },
             Payload::Table { name: "ipv4" },
             Payload::End { oldest_unacked: u64::MAX },
         ]
@@ -182,7 +188,7 @@ mod tests {
             let mut unknown = bytes;
             unknown[22] = 200;
             let error = Frame::decode(&unknown, 0).unwrap_err().to_string();
-            assert_eq!(error, "kind 0xc8 of a change record, expected 1 to 4");
+            assert_eq!(error, "kind 0xc8 of a change record, expected 1 to 5");
         }
         let error = Frame::decode(&[0xff; HEADER_BYTES], 0).unwrap_err().to_string();
         assert_eq!(error, "change record of 24 bytes, expected at least 279");

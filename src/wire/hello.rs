@@ -6,15 +6,21 @@
 //!
 //! ```text
 //!  0       8         12     16
-//!  +-------+---------+------+-----------------------------------------------+
-//!  | magic | version | kind | hello:  incarnation u64, ack ring bytes u64   |
-//!  |       |         |      | accept: epoch u64, change ring bytes u64      |
-//!  |       |         |      | refuse: reason, UTF-8                         |
-//!  +-------+---------+------+-----------------------------------------------+
+//!  +-------+---------+------+-----------------------------------------------------------------+
+//!  | magic | version | kind | hello:  incarnation u64, ack ring bytes u64, what is wanted      |
+//!  |       |         |      | accept: epoch u64, change ring bytes u64                        |
+//!  |       |         |      | refuse: reason, UTF-8                                           |
+//!  +-------+---------+------+-----------------------------------------------------------------+
 //!     u64      u32     u32
+//!
+//! what is wanted: number of tables u32 (all ones: every table in full), then for each
+//!   name length u8, name (UTF-8), number of prefixes u16 (all ones: the table in full), then for each
+//!     length u8, bytes
 //! ```
 
 use super::{PROTOCOL_VERSION, WireError, u32_at, u64_at};
+use crate::opcode::Opcode;
+use crate::subscription::{Selection, Subscription, SubscriptionError};
 
 /// `shmirror` on a little-endian host; anything else on a host of the other order.
 const MAGIC: u64 = u64::from_le_bytes(*b"shmirror");
@@ -23,13 +29,17 @@ const BODY_BYTES: usize = 16;
 const HELLO: u32 = 1;
 const ACCEPT: u32 = 2;
 const REFUSE: u32 = 3;
+/// In place of a number of tables or prefixes: all that there is.
+const ALL_TABLES: u32 = u32::MAX;
+const ALL_ITEMS: u16 = u16::MAX;
 
 /// What a destination says first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hello {
     /// This life of the destination.
     pub(crate) incarnation: u64,
     pub(crate) ack_ring_bytes: u64,
+    pub(crate) subscription: Subscription,
 }
 
 /// What the source answers if it takes the destination.
@@ -51,18 +61,49 @@ pub(crate) enum Reply {
 }
 
 impl Hello {
-    /// The longest greeting of either side that is read.
-    pub(crate) const MAX_BYTES: usize = 1024;
+    /// The longest that is sent or read.
+    pub(crate) const MAX_BYTES: usize = 32 * 1024;
+
+    /// Whether a source can be told of this subscription.
+    pub(crate) fn check(subscription: &Subscription) -> Result<(), SubscriptionError> {
+        let mut names = subscription.named().into_iter().flatten().map(|(name, _)| name.len());
+        if let Some(bytes) = names.find(|&bytes| bytes > 255) {
+            return Err(SubscriptionError::NameTooLong { bytes });
+        }
+        let (bytes, max) = (Hello::len_bytes(subscription), Hello::MAX_BYTES);
+        if bytes > max { Err(SubscriptionError::TooLong { bytes, max }) } else { Ok(()) }
+    }
+
+    fn len_bytes(subscription: &Subscription) -> usize {
+        let tables = subscription.named().into_iter().flatten().map(|(name, selection)| {
+            let prefixes = match selection {
+                Selection::All => 0,
+                Selection::Prefixes(prefixes) => prefixes.iter().map(|p| 1 + p.as_bytes().len()).sum(),
+            };
+            1 + name.len() + 2 + prefixes
+        });
+        PREFIX_BYTES + BODY_BYTES + 4 + tables.sum::<usize>()
+    }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        message(HELLO, [self.incarnation, self.ack_ring_bytes])
+        let mut bytes = message(HELLO, [self.incarnation, self.ack_ring_bytes]);
+        encode_subscription(&self.subscription, &mut bytes);
+        bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Hello, WireError> {
         match prefix(bytes)? {
-            HELLO => body(bytes).map(|[incarnation, ack_ring_bytes]| Hello { incarnation, ack_ring_bytes }),
-            kind => Err(unknown_kind(kind, format!("{HELLO}"))),
+            HELLO => {}
+            kind => return Err(unknown_kind(kind, format!("{HELLO}"))),
         }
+        let mut rest = Fields { bytes, at: PREFIX_BYTES };
+        let incarnation = u64_at(rest.take(8)?, 0);
+        let ack_ring_bytes = u64_at(rest.take(8)?, 0);
+        let subscription = decode_subscription(&mut rest)?;
+        if rest.at != bytes.len() {
+            return Err(length(bytes.len(), rest.at.to_string()));
+        }
+        Ok(Hello { incarnation, ack_ring_bytes, subscription })
     }
 }
 
@@ -73,10 +114,13 @@ impl Accept {
 }
 
 impl Refusal {
+    /// The longest that is sent.
+    const MAX_BYTES: usize = 1024;
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = start(REFUSE);
         bytes.extend_from_slice(self.0.as_bytes());
-        bytes.truncate(Hello::MAX_BYTES);
+        bytes.truncate(Self::MAX_BYTES);
         bytes
     }
 }
@@ -84,13 +128,93 @@ impl Refusal {
 impl Reply {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Reply, WireError> {
         match prefix(bytes)? {
-            ACCEPT => body(bytes)
-                .map(|[epoch, change_ring_bytes]| Reply::Accepted(Accept { epoch, change_ring_bytes })),
+            ACCEPT => {
+                const EXPECTED: usize = PREFIX_BYTES + BODY_BYTES;
+                if bytes.len() != EXPECTED {
+                    return Err(length(bytes.len(), EXPECTED.to_string()));
+                }
+                let (epoch, change_ring_bytes) =
+                    (u64_at(bytes, PREFIX_BYTES), u64_at(bytes, PREFIX_BYTES + 8));
+                Ok(Reply::Accepted(Accept { epoch, change_ring_bytes }))
+            }
             REFUSE => {
                 Ok(Reply::Refused(Refusal(String::from_utf8_lossy(&bytes[PREFIX_BYTES..]).into_owned())))
             }
             kind => Err(unknown_kind(kind, format!("{ACCEPT} or {REFUSE}"))),
         }
+    }
+}
+
+fn encode_subscription(subscription: &Subscription, bytes: &mut Vec<u8>) {
+    let Some(tables) = subscription.named() else {
+        bytes.extend_from_slice(&ALL_TABLES.to_ne_bytes());
+        return;
+    };
+    bytes.extend_from_slice(&(tables.len() as u32).to_ne_bytes());
+    for (name, selection) in tables {
+        encode_short(name.as_bytes(), bytes);
+        match selection {
+            Selection::All => bytes.extend_from_slice(&ALL_ITEMS.to_ne_bytes()),
+            Selection::Prefixes(prefixes) => {
+                let count = u16::try_from(prefixes.len()).expect("a hello has no room for so many");
+                bytes.extend_from_slice(&count.to_ne_bytes());
+                prefixes.iter().for_each(|prefix| encode_short(prefix.as_bytes(), bytes));
+            }
+        }
+    }
+}
+
+fn encode_short(short: &[u8], bytes: &mut Vec<u8>) {
+    bytes.push(u8::try_from(short.len()).expect("names and opcodes have at most 255 bytes"));
+    bytes.extend_from_slice(short);
+}
+
+fn decode_subscription(rest: &mut Fields<'_>) -> Result<Subscription, WireError> {
+    let tables = u32_at(rest.take(4)?, 0);
+    if tables == ALL_TABLES {
+        return Ok(Subscription::all());
+    }
+    let mut subscription = Subscription::none();
+    // Each has some bytes of its own, so that a large number alone ends the loop.
+    for _ in 0..tables {
+        let name = rest.take_short()?;
+        let name = std::str::from_utf8(name).map_err(|error| WireError::Field {
+            what: "greeting",
+            field: "byte of a table name",
+            found: name[error.valid_up_to()].into(),
+            expected: "UTF-8".into(),
+        })?;
+        let count = u16::from_ne_bytes(rest.take(2)?.try_into().expect("two bytes"));
+        if count == ALL_ITEMS {
+            subscription = subscription.table(name);
+            continue;
+        }
+        for _ in 0..count {
+            let prefix = Opcode::from_bytes(rest.take_short()?).expect("its length is one byte");
+            subscription = subscription.raw_prefix(name, prefix);
+        }
+    }
+    Ok(subscription)
+}
+
+/// Bytes that are taken one after the other.
+struct Fields<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], WireError> {
+        let end = self.at + count;
+        let taken = self.bytes.get(self.at..end);
+        let taken = taken.ok_or_else(|| length(self.bytes.len(), format!("at least {end}")))?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn take_short(&mut self) -> Result<&'a [u8], WireError> {
+        let count = self.take(1)?[0];
+        self.take(count.into())
     }
 }
 
@@ -113,11 +237,7 @@ fn message(kind: u32, fields: [u64; 2]) -> Vec<u8> {
 /// Checks what all versions share and answers the kind; a refusal is understood whatever its version.
 fn prefix(bytes: &[u8]) -> Result<u32, WireError> {
     if bytes.len() < PREFIX_BYTES {
-        return Err(WireError::Length {
-            what: "greeting",
-            found: bytes.len(),
-            expected: format!("at least {PREFIX_BYTES}"),
-        });
+        return Err(length(bytes.len(), format!("at least {PREFIX_BYTES}")));
     }
     let magic = u64_at(bytes, 0);
     if magic != MAGIC {
@@ -135,16 +255,8 @@ fn prefix(bytes: &[u8]) -> Result<u32, WireError> {
     Ok(kind)
 }
 
-fn body(bytes: &[u8]) -> Result<[u64; 2], WireError> {
-    const EXPECTED: usize = PREFIX_BYTES + BODY_BYTES;
-    if bytes.len() != EXPECTED {
-        return Err(WireError::Length {
-            what: "greeting",
-            found: bytes.len(),
-            expected: EXPECTED.to_string(),
-        });
-    }
-    Ok([u64_at(bytes, PREFIX_BYTES), u64_at(bytes, PREFIX_BYTES + 8)])
+fn length(found: usize, expected: String) -> WireError {
+    WireError::Length { what: "greeting", found, expected }
 }
 
 fn unknown_kind(found: u32, expected: String) -> WireError {
@@ -155,10 +267,25 @@ fn unknown_kind(found: u32, expected: String) -> WireError {
 mod tests {
     use super::*;
 
+    fn hellos() -> Vec<Hello> {
+        let some = Subscription::none()
+            .table("a")
+            .prefix("b", ("red", ""))
+            .and_then(|some| some.prefix("b", 7u32))
+            .and_then(|some| some.prefix("", ""))
+            .unwrap();
+        [Subscription::all(), Subscription::none(), some]
+            .map(|subscription| Hello { incarnation: 5, ack_ring_bytes: 1 << 16, subscription })
+            .into()
+    }
+
     #[test]
     fn greetings_come_back_as_they_went_in() {
-        let hello = Hello { incarnation: 5, ack_ring_bytes: 1 << 16 };
-        assert_eq!(Hello::decode(&hello.encode()), Ok(hello));
+        for hello in hellos() {
+            let bytes = hello.encode();
+            assert_eq!(bytes.len(), Hello::len_bytes(&hello.subscription));
+            assert_eq!(Hello::decode(&bytes), Ok(hello));
+        }
         let accept = Accept { epoch: u64::MAX, change_ring_bytes: 1 << 20 };
         assert_eq!(Reply::decode(&accept.encode()), Ok(Reply::Accepted(accept)));
         let refusal = Refusal("wrong user".into());
@@ -167,7 +294,7 @@ mod tests {
 
     #[test]
     fn another_version_is_named_beside_ours_and_its_refusal_is_still_read() {
-        let mut hello = Hello { incarnation: 5, ack_ring_bytes: 1 << 16 }.encode();
+        let mut hello = hellos()[0].encode();
         hello[8..12].copy_from_slice(&7u32.to_ne_bytes());
         let error = Hello::decode(&hello).unwrap_err().to_string();
         assert_eq!(error, "the peer speaks version 7 of the protocol, this side version 1");
@@ -179,11 +306,27 @@ mod tests {
 
     #[test]
     fn greetings_of_wrong_length_magic_or_kind_are_errors() {
-        let hello = Hello { incarnation: 5, ack_ring_bytes: 1 << 16 }.encode();
-        for length in 0..hello.len() {
-            assert!(Hello::decode(&hello[..length]).is_err(), "{length}");
+        for hello in hellos() {
+            let mut bytes = hello.encode();
+            for length in 0..bytes.len() {
+                assert!(Hello::decode(&bytes[..length]).is_err(), "{length}");
+            }
+            assert!(Reply::decode(&bytes).is_err());
+            bytes.push(0);
+            assert!(Hello::decode(&bytes).is_err(), "one byte too many");
         }
         assert!(Hello::decode(b"GET / HTTP/1.1\r\n\r\n.............").is_err());
-        assert!(Reply::decode(&hello).is_err());
+    }
+
+    #[test]
+    fn a_subscription_that_counts_more_than_it_holds_is_an_error() {
+        let mut bytes = hellos()[1].encode();
+        bytes.truncate(PREFIX_BYTES + BODY_BYTES);
+        bytes.extend_from_slice(&(ALL_TABLES - 1).to_ne_bytes());
+        let error = Hello::decode(&bytes).unwrap_err().to_string();
+        assert_eq!(error, "greeting of 36 bytes, expected at least 37");
+        bytes.extend_from_slice(&[1, 0xff]);
+        let error = Hello::decode(&bytes).unwrap_err().to_string();
+        assert_eq!(error, "byte of a table name 0xff of a greeting, expected UTF-8");
     }
 }

@@ -1,7 +1,7 @@
 //! Flushes: which entries each of them still waits for.
 //!
-//! A flush has a number, and its bit is set in each entry that it waits for and in the one record in flight whose ack
-//! satisfies it (invariant 4 of the cache).
+//! A flush has a number, and its bit is set in each entry that it waits for and in each record in flight whose ack satisfies
+//! it (invariant 4 of the cache).
 
 use super::super::store::Store;
 use super::{EntryId, InFlight, SyncCache};
@@ -19,16 +19,15 @@ impl SyncCache {
             let record = self.in_flight[at];
             if self.is_newest(&record, store) {
                 self.in_flight[at].flushes |= bit;
-                self.entry_mut(record.entry).flushes_in_flight |= bit;
                 self.flush_left[flush] += usize::from(self.wait_for(record.entry, bit));
             }
         }
-        for at in 0..self.control.len() + self.waiting.len() {
-            let queued = self.control.get(at).or_else(|| self.waiting.get(at - self.control.len()));
-            let id = *queued.expect("an index below both lengths");
-            let entry = self.entry(id);
-            if entry.is_waiting() {
-                self.flush_left[flush] += usize::from(self.wait_for(id, bit));
+        for id in self.queued() {
+            let entry = Self::entry_in(&mut self.tables, id);
+            // An entry may have left places in two queues; the bit is set once.
+            if entry.is_waiting() && entry.flushes & bit == 0 {
+                entry.flushes |= bit;
+                self.flush_left[flush] += 1;
                 never_sent += usize::from(id.is_item() && !entry.is_sent());
             }
         }
@@ -53,14 +52,13 @@ impl SyncCache {
     /// The flush waits no more; its bit can be used again.
     pub(crate) fn end_flush(&mut self, flush: usize) {
         let keep = !(1u16 << flush);
-        let entries = self.in_flight.iter_mut().map(|record| {
+        let mut entries = self.queued();
+        entries.extend(self.in_flight.iter_mut().map(|record| {
             record.flushes &= keep;
             record.entry
-        });
-        for id in entries.chain(self.control.iter().copied()).chain(self.waiting.iter().copied()) {
-            let entry = Self::entry_in(&mut self.tables, id);
-            entry.flushes &= keep;
-            entry.flushes_in_flight &= keep;
+        }));
+        for id in entries {
+            Self::entry_in(&mut self.tables, id).flushes &= keep;
         }
         self.flush_left[flush] = 0;
     }
@@ -70,7 +68,6 @@ impl SyncCache {
         let entry = self.entry_mut(record.entry);
         let satisfied = entry.flushes & record.flushes;
         entry.flushes &= !satisfied;
-        entry.flushes_in_flight &= !satisfied;
         self.count_satisfied(satisfied);
     }
 
@@ -78,6 +75,12 @@ impl SyncCache {
         for flush in bits(flushes) {
             self.flush_left[flush] -= 1;
         }
+    }
+
+    /// All that has a place in a queue.
+    fn queued(&self) -> Vec<EntryId> {
+        let items = self.waiting.iter().chain(self.waiting_pointers.iter());
+        self.control.iter().copied().chain(items).collect()
     }
 
     /// Sets a flush's bit in an entry; answers whether it was not set before.

@@ -1,0 +1,97 @@
+//! Acks that wait to be sent.
+
+use std::collections::VecDeque;
+
+use crate::seq::SyncSeq;
+use crate::wire::Ack;
+
+/// Ranges of records that were applied, sorted, none next to another.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PendingAcks {
+    ranges: VecDeque<Ack>,
+}
+
+impl PendingAcks {
+    /// Takes a record in. Usually the one behind the last.
+    pub(super) fn add(&mut self, ordinal: u64, seq: SyncSeq) {
+        if let Some(last) = self.ranges.back_mut()
+            && last.last + 1 == ordinal
+        {
+            last.last = ordinal;
+            last.last_seq = seq;
+            return;
+        }
+        let at = self.ranges.partition_point(|range| range.last < ordinal);
+        if self.ranges.get(at).is_some_and(|next| next.first <= ordinal) {
+            return;
+        }
+        let joins_next = self.ranges.get(at).is_some_and(|next| ordinal + 1 == next.first);
+        let joins_before = at > 0 && self.ranges[at - 1].last + 1 == ordinal;
+        match (joins_before, joins_next) {
+            (true, true) => {
+                let next = self.ranges.remove(at).expect("there is one that begins behind");
+                let before = &mut self.ranges[at - 1];
+                before.last = next.last;
+                before.last_seq = next.last_seq;
+            }
+            (true, false) => {
+                let before = &mut self.ranges[at - 1];
+                before.last = ordinal;
+                before.last_seq = seq;
+            }
+            (false, true) => {
+                let next = &mut self.ranges[at];
+                next.first = ordinal;
+                next.first_seq = seq;
+            }
+            (false, false) => {
+                let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };
+                self.ranges.insert(at, ack);
+            }
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<Ack> {
+        self.ranges.front().copied()
+    }
+
+    pub(super) fn pop(&mut self) {
+        self.ranges.pop_front();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ranges.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_in_any_order_merge_into_the_ranges_that_they_fill() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        for _ in 0..300 {
+            let mut all: Vec<u64> = (0..rng.u64(1..12)).filter(|_| rng.u32(..5) > 0).collect();
+            let mut acks = PendingAcks::default();
+            let mut shuffled = all.clone();
+            rng.shuffle(&mut shuffled);
+            // some of them twice
+            let again: Vec<u64> = shuffled.iter().copied().take(2).collect();
+            for ordinal in shuffled.into_iter().chain(again) {
+                acks.add(ordinal, SyncSeq::from(ordinal as u32 + 100));
+            }
+            let mut covered = Vec::new();
+            let mut before: Option<u64> = None;
+            for ack in std::mem::take(&mut acks.ranges) {
+                assert!(before.is_none_or(|before| before + 1 < ack.first), "two ranges that are one");
+                assert_eq!(u64::from(ack.first_seq.value()), ack.first + 100);
+                assert_eq!(u64::from(ack.last_seq.value()), ack.last + 100);
+                covered.extend(ack.first..=ack.last);
+                before = Some(ack.last);
+            }
+            all.sort_unstable();
+            assert_eq!(covered, all);
+        }
+    }
+}

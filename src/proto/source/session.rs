@@ -1,0 +1,247 @@
+//! What the source keeps for one destination that is attached.
+
+use std::time::Instant;
+
+use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, SyncCache};
+use super::super::replay::Replay;
+use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
+use super::super::store::{ItemId, Store, TableId, Value};
+use crate::opcode::Opcode;
+use crate::seq::ChangeNumber;
+use crate::subscription::{Selection, Subscription};
+use crate::wire::{Frame, HEADER_BYTES, Payload};
+
+/// One attachment of a destination.
+#[derive(Debug)]
+pub(super) struct Session {
+    subscription: Subscription,
+    /// By table: what the destination wants of it.
+    selections: Vec<Option<Selection>>,
+    pub(super) cache: SyncCache,
+    pub(super) replay: Replay,
+    pub(super) timer: ResendTimer<(EntryId, ChangeNumber)>,
+    /// A tick is planned, or asked for, that looks at what is in flight.
+    pub(super) ticking: bool,
+    /// It was asked for and has not been yet.
+    pub(super) tick_requested: bool,
+    /// Who goes next when both live changes and the replay could.
+    replay_goes: bool,
+    /// Who goes next when both a pointer and an enumeration could be read.
+    enumeration_goes: bool,
+    /// The record that was sent last had to be read first.
+    read_went: bool,
+    /// The ring was full, and now it is the turn of what must be read first.
+    read_owed: bool,
+    pub(super) counters: SessionCounters,
+}
+
+/// What the source counts for one destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SessionCounters {
+    pub(crate) sent: u64,
+    pub(crate) resent: u64,
+    pub(crate) coalesced: u64,
+    pub(crate) acked: u64,
+    /// Data that could not be read when it was to be sent.
+    pub(crate) unreadable: u64,
+}
+
+impl Session {
+    pub(super) fn new(subscription: Subscription) -> Session {
+        Session {
+            subscription,
+            selections: Vec::new(),
+            cache: SyncCache::default(),
+            replay: Replay::new(),
+            timer: ResendTimer::new(),
+            ticking: false,
+            tick_requested: false,
+            replay_goes: false,
+            enumeration_goes: false,
+            read_went: false,
+            read_owed: false,
+            counters: SessionCounters::default(),
+        }
+    }
+
+    /// Takes in a table, if the destination wants anything of it.
+    pub(super) fn add_table(&mut self, table: TableId, store: &mut Store) {
+        let selection = self.subscription.of(&store.tables()[usize::from(table)].name);
+        self.selections.push(selection.clone());
+        if selection.is_some() {
+            let change = store.next_change();
+            self.cache.record_control(EntryId::table_name(table), change);
+        }
+        if self.replay.add_table(table, selection, store) {
+            self.mark_end(table, store);
+        }
+    }
+
+    #[inline]
+    pub(super) fn wants(&self, table: TableId, opcode: &Opcode) -> bool {
+        self.selections[usize::from(table)].as_ref().is_some_and(|selection| selection.takes(opcode))
+    }
+
+    /// The end marker is an entry like any other: it has a number, waits while the ring is full and is acknowledged.
+    pub(super) fn mark_end(&mut self, table: TableId, store: &mut Store) {
+        let change = store.next_change();
+        self.cache.record_control(EntryId::table_end(table), change);
+    }
+
+    /// What goes next of what is here. A table's own records first; then live changes and the replay take turns, so that
+    /// neither starves the other.
+    pub(super) fn next(&mut self, store: &Store) -> Option<EntryId> {
+        if let Some(control) = self.cache.next_control() {
+            return Some(control);
+        }
+        if self.read_owed && self.has_reads() {
+            return None;
+        }
+        if self.replay_goes {
+            self.replay.next(&mut self.cache, store).or_else(|| self.cache.next_waiting(false))
+        } else {
+            let live = self.cache.next_waiting(false);
+            live.or_else(|| self.replay.next(&mut self.cache, store))
+        }
+    }
+
+    /// Whether something waits that the application must be asked for.
+    pub(super) fn has_reads(&mut self) -> bool {
+        self.cache.next_waiting(true).is_some() || self.replay.may_draw()
+    }
+
+    /// Whether an enumeration is to be drawn from, and not a pointer to be read. They take turns.
+    pub(super) fn enumeration_goes(&mut self) -> bool {
+        self.enumeration_goes = !self.enumeration_goes;
+        let (pointer, enumeration) = (self.cache.next_waiting(true).is_some(), self.replay.may_draw());
+        enumeration && (self.enumeration_goes || !pointer)
+    }
+
+    /// The ring is full: if the last record was one that was here, those that must be read have the next turn. So both go
+    /// forward in each ring-full, however fast the publishers fill it.
+    pub(super) fn handle_full(&mut self) {
+        self.read_owed = !self.read_went && self.has_reads();
+    }
+
+    /// The application was asked for something.
+    pub(super) fn handle_read(&mut self) {
+        self.read_owed = false;
+    }
+
+    /// S2: a frame is in the ring.
+    pub(super) fn handle_sent(&mut self, entry: EntryId, store: &mut Store) {
+        self.counters.sent += 1;
+        let before = self.cache.entry(entry);
+        self.counters.resent += u64::from(before.attempts() > 0);
+        if let EntryKind::Item(item) = entry.kind()
+            && !before.is_sent()
+        {
+            let flushes = self.replay.take_flushes(store.item(item).created, before.flushes());
+            self.cache.add_flushes(entry, flushes);
+        }
+        self.cache.handle_sent(entry, store);
+        self.read_went = before.is_pointer();
+        if self.read_went {
+            self.handle_read();
+        }
+        self.replay_goes = !self.replay_goes;
+        if self.replay_goes {
+            self.replay.turn();
+        }
+        let EntryKind::Item(item) = entry.kind() else { return };
+        let named = if store.tables()[usize::from(entry.table)].keeps_all() {
+            !before.is_sent() && self.replay.handle_named(entry.table, store.item(item).created)
+        } else {
+            before.is_gated() && self.replay.handle_ungated(entry.table)
+        };
+        if named {
+            self.mark_end(entry.table, store);
+        }
+    }
+
+    /// The frame of an entry whose data is in the store.
+    pub(super) fn frame<'a>(&mut self, entry: EntryId, store: &'a Store) -> Frame<'a> {
+        let payload = match entry.kind() {
+            EntryKind::Item(item) => {
+                let item = store.item(item);
+                let opcode = item.opcode.as_bytes();
+                match &item.value {
+                    Value::Data(value) => Payload::Set { opcode, value, created: item.created },
+                    Value::Removed => Payload::Remove { opcode },
+                    Value::Pointer(_) => unreachable!("pointers wait in a queue of their own"),
+                    Value::Vacant => unreachable!("an entry of a vacant place was forgotten or acknowledged"),
+                }
+            }
+            EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(entry.table)].name },
+            EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked(store) },
+        };
+        self.frame_of(entry, payload, store)
+    }
+
+    pub(super) fn frame_of<'a>(&self, entry: EntryId, payload: Payload<'a>, store: &Store) -> Frame<'a> {
+        let change = self.cache.change_of(entry, store);
+        Frame { change, ordinal: self.cache.next_ordinal(), table: entry.table, payload }
+    }
+
+    /// An enumeration has named an item, of which nothing newer is known. It becomes an entry like any change, unless the
+    /// item has one already; the table's end marker waits for either.
+    pub(super) fn handle_enumerated(&mut self, item: ItemId, store: &mut Store) {
+        let entry = EntryId::item(item);
+        if !self.cache.entry(entry).is_unacked() {
+            self.cache.record(entry, Holds::of(store.item(item)));
+            store.owe(item);
+        }
+        self.gate(entry);
+    }
+
+    /// The table's end marker waits until this entry was sent, unless it was.
+    pub(super) fn gate(&mut self, entry: EntryId) {
+        let state = self.cache.entry(entry);
+        if state.is_waiting() && !state.is_sent() && self.cache.gate(entry) {
+            self.replay.gate(entry.table);
+        }
+    }
+
+    /// S7: makes wait again what has been in flight for long enough, as much of it as one tick may send.
+    pub(super) fn resend_due(&mut self, now: Instant, released: u64, policy: &ResendPolicy, store: &Store) {
+        let mut budget = TickBudget::new(policy);
+        while let Some((entry, change)) = self.timer.pop_held(now) {
+            if !self.cache.entry(entry).is_in_flight() || self.cache.change_of(entry, store) != change {
+                continue;
+            }
+            if !budget.take(record_bytes(entry, store)) {
+                return self.timer.hold(now, (entry, change));
+            }
+            self.cache.resend(entry);
+        }
+        let Some((due_ordinal, sent_by)) = self.timer.due(now, released, policy) else { return };
+        let mut due = Vec::new();
+        let mut scanned = due_ordinal;
+        for record in
+            self.cache.in_flight_from(self.timer.scanned()).take_while(|record| record.ordinal < due_ordinal)
+        {
+            let entry: CacheEntry = self.cache.entry(record.entry);
+            if entry.is_in_flight() && self.cache.is_newest(record, store) {
+                let resend_at = sent_by + policy.backoff(entry.attempts());
+                if resend_at > now {
+                    self.timer.hold(resend_at, (record.entry, record.change));
+                } else if budget.take(record_bytes(record.entry, store)) {
+                    due.push(record.entry);
+                } else {
+                    scanned = record.ordinal;
+                    break;
+                }
+            }
+        }
+        self.timer.advance_scanned(scanned);
+        due.into_iter().for_each(|entry| self.cache.resend(entry));
+    }
+}
+
+/// The length of an entry's record, without data that is not here.
+fn record_bytes(entry: EntryId, store: &Store) -> usize {
+    let EntryKind::Item(item) = entry.kind() else { return HEADER_BYTES };
+    let item = store.item(item);
+    let value = if let Value::Data(value) = &item.value { value.len() } else { 0 };
+    HEADER_BYTES + item.opcode.as_bytes().len() + value
+}
