@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::subscription::Subscription;
-use crate::wire::Hello;
 use crate::link::greeting::{AllowedUsers, Greeting};
 use crate::link::rendezvous;
 use crate::link::rendezvous::place::{Place, RuntimeDir};
 use crate::source::{Flushed, Source};
+use crate::subscription::Subscription;
 use crate::wire::Ack;
+use crate::wire::Hello;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

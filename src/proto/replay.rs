@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 
 use super::cache::{EntryId, MAX_FLUSHES, SyncCache, bits};
-use super::store::{ItemId, Store, TableId, Value};
+use super::store::{Item, ItemId, Store, TableId, Value};
 use crate::retention::EnumeratedItems;
 use crate::seq::ChangeNumber;
 use crate::subscription::Selection;
@@ -298,31 +298,21 @@ impl Replay {
     pub(crate) fn next(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
         let mut passed = 0;
         while let Some(&table) = self.walking.front() {
-            let items = store.tables()[usize::from(table)].items();
-            loop {
-                let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] else { break };
-                if walk.next == walk.end || passed == MAX_PASSED {
-                    break;
-                }
-                let id = EntryId::item(ItemId { table, index: walk.next });
-                let item = &items[walk.next as usize];
-                let wanted =
-                    item.value.is_live() && walk.selection.takes(&item.opcode) && !cache.entry(id).is_sent();
+            while let Some((id, item)) = self.tables[usize::from(table)].at(table, store) {
+                let is_owed = self.tables[usize::from(table)].takes(item) && !cache.entry(id).is_sent();
                 match &item.value {
-                    Value::Data(_) if wanted => return Some(id),
-                    Value::Pointer(_) if wanted && !cache.entry(id).is_waiting() => {
+                    Value::Data(_) if is_owed => return Some(id),
+                    Value::Pointer(_) if is_owed && !cache.entry(id).is_waiting() => {
                         let flushes = self.take_flushes(item.created, 0);
                         cache.record_replayed(id, flushes);
                     }
                     _ => {}
                 }
-                if let TableReplay::Kept(walk) = &mut self.tables[usize::from(table)] {
-                    walk.next += 1;
-                }
+                self.tables[usize::from(table)].pass_over();
                 passed += 1;
-            }
-            if passed == MAX_PASSED {
-                return None;
+                if passed == MAX_PASSED {
+                    return None;
+                }
             }
             self.walking.pop_front();
         }
@@ -350,6 +340,23 @@ impl Replay {
 impl TableReplay {
     fn unsent(&self) -> u32 {
         if let TableReplay::Kept(walk) = self { walk.unsent } else { 0 }
+    }
+
+    /// The place that the walk has come to, unless it is at its end.
+    fn at<'a>(&self, table: TableId, store: &'a Store) -> Option<(EntryId, &'a Item)> {
+        let TableReplay::Kept(Walk { next, end, .. }) = self else { return None };
+        let id = ItemId { table, index: *next };
+        (next < end).then(|| (EntryId::item(id), store.item(id)))
+    }
+
+    fn takes(&self, item: &Item) -> bool {
+        matches!(self, TableReplay::Kept(walk) if walk.selection.takes(&item.opcode))
+    }
+
+    fn pass_over(&mut self) {
+        if let TableReplay::Kept(walk) = self {
+            walk.next += 1;
+        }
     }
 }
 

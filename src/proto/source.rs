@@ -122,7 +122,7 @@ pub(crate) struct Unreadable;
 /// What was drawn from an enumeration.
 #[derive(Debug)]
 pub(crate) struct Drawn {
-    pub(crate) items: Vec<(Opcode, Result<Box<[u8]>, Pointer>)>,
+    pub(crate) items: Vec<(Opcode, Value)>,
     /// Where to go on; `None` at the end.
     pub(crate) rest: Option<EnumeratedItems>,
 }
@@ -349,10 +349,7 @@ impl SourceCore {
                 }
                 continue;
             }
-            let item = known.unwrap_or_else(|| {
-                let value = value.map_or_else(Value::Pointer, Value::Data);
-                self.store.insert_enumerated(table, opcode, value)
-            });
+            let item = known.unwrap_or_else(|| self.store.insert_enumerated(table, opcode, value));
             session.handle_enumerated(item, &mut self.store);
         }
         session.handle_read();
@@ -553,8 +550,8 @@ impl Drawn {
             let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
             let (opcode, value) = item?;
             let value = match check(&opcode, &value) {
-                Ok(()) => Ok(value.into_boxed_slice()),
-                Err(why) => Err(Pointer::to_nothing(why)),
+                Ok(()) => Value::Data(value.into_boxed_slice()),
+                Err(why) => Value::Pointer(Pointer::to_nothing(why)),
             };
             drawn.push((opcode, value));
         }
