@@ -113,7 +113,9 @@ impl Source {
     }
 
     /// Waits until every destination that is attached now has applied all that was changed before the call; a later
-    /// change of the same item counts for an earlier one.
+    /// change of the same item counts for an earlier one. Of a table that keeps
+    /// [unacknowledged changes only](Retention::Unacked) and is not [`ready`](Table::ready), it waits for the changes since the
+    /// destination attached.
     ///
     /// An item whose data must be read ([`Table::set_shared`]) is read on the timer thread: do not hold a lock meanwhile that
     /// its snapshot takes.

@@ -9,6 +9,9 @@ use crate::proto::source::{Drawn, PointerPlace, Read};
 use crate::proto::store::TableId;
 use crate::snapshot::Pointer;
 
+/// Items that are drawn from an enumeration at a time.
+const ITEMS_PER_DRAW: usize = 64;
+
 /// What the application answered.
 pub(super) enum Answer {
     /// The data has this length and lies in the buffer, or cannot be had.
@@ -31,7 +34,8 @@ pub(super) fn ask(read: Read, buffer: &mut Vec<u8>, longest: impl Fn(&Opcode) ->
         }
         Read::Enumeration { table, items } => {
             let check = |opcode: &Opcode, value: &[u8]| check(value, longest(opcode));
-            let drawn = guarded(|| Drawn::draw(items, check).map_err(|error| error.to_string()));
+            let drawn =
+                guarded(|| Drawn::draw(items, ITEMS_PER_DRAW, check).map_err(|error| error.to_string()));
             Answer::Drawn { table, drawn }
         }
     }

@@ -127,9 +127,6 @@ pub(crate) struct Drawn {
     pub(crate) rest: Option<EnumeratedItems>,
 }
 
-/// Items that are drawn from an enumeration at a time.
-pub(crate) const ITEMS_PER_DRAW: usize = 64;
-
 impl SourceCore {
     pub(crate) fn new(config: SourceConfig) -> SourceCore {
         SourceCore {
@@ -539,14 +536,15 @@ impl SourceCore {
 }
 
 impl Drawn {
-    /// Draws some items, in the order of the enumeration. `check` says what is wrong with a value, if anything: then the item
+    /// Draws up to `most` items, in the order of the enumeration. `check` says what is wrong with a value, if anything: then the item
     /// gets a pointer that leads to nothing else.
     pub(crate) fn draw(
         mut items: EnumeratedItems,
+        most: usize,
         check: impl Fn(&Opcode, &[u8]) -> Result<(), String>,
     ) -> Result<Drawn, OpcodeError> {
-        let mut drawn = Vec::with_capacity(ITEMS_PER_DRAW);
-        while drawn.len() < ITEMS_PER_DRAW {
+        let mut drawn = Vec::with_capacity(most);
+        while drawn.len() < most {
             let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
             let (opcode, value) = item?;
             let value = match check(&opcode, &value) {

@@ -84,8 +84,10 @@ impl Session {
 
     /// The end marker is an entry like any other: it has a number, waits while the ring is full and is acknowledged.
     pub(super) fn mark_end(&mut self, table: TableId, store: &mut Store) {
-        let change = store.next_change();
-        self.cache.record_control(EntryId::table_end(table), change);
+        let (entry, change) = (EntryId::table_end(table), store.next_change());
+        self.cache.record_control(entry, change);
+        self.wait_for(entry, self.replay.enumeration_flushes(table));
+        self.replay.forget_enumeration_flushes(table);
     }
 
     /// What goes next of what is here. A table's own records first; then live changes and the replay take turns, so that
@@ -194,12 +196,21 @@ impl Session {
         self.gate(entry);
     }
 
-    /// The table's end marker waits until this entry was sent, unless it was.
+    /// An enumeration has named the item of this entry: the table's end marker waits until it was sent, unless it was, and the
+    /// flushes that wait for the enumeration wait until it is acknowledged, unless it is.
     pub(super) fn gate(&mut self, entry: EntryId) {
         let state = self.cache.entry(entry);
+        if state.is_unacked() {
+            self.wait_for(entry, self.replay.enumeration_flushes(entry.table));
+        }
         if state.is_waiting() && !state.is_sent() && self.cache.gate(entry) {
             self.replay.gate(entry.table);
         }
+    }
+
+    fn wait_for(&mut self, entry: EntryId, flushes: u16) {
+        let new = flushes & !self.cache.entry(entry).flushes();
+        self.cache.add_flushes(entry, new);
     }
 
     /// S7: makes wait again what has been in flight for long enough, as much of it as one tick may send.
