@@ -355,6 +355,20 @@ impl SourceCore {
         }
     }
 
+    /// When a session's enumeration of the table began; the newest change of all if none is under way.
+    #[cfg(test)]
+    pub(crate) fn enumeration_began(&self, id: SessionId, table: TableId) -> ChangeNumber {
+        let session = self.sessions[id].as_ref();
+        session
+            .and_then(|session| session.replay.enumeration_began(table))
+            .unwrap_or(self.store.last_change())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_enumerating(&self, id: SessionId) -> bool {
+        self.sessions[id].as_ref().is_some_and(|session| session.replay.enumerating().next().is_some())
+    }
+
     /// S6: the destination has applied these records.
     pub(crate) fn handle_ack(&mut self, id: SessionId, ack: Ack) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
