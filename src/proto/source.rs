@@ -374,12 +374,20 @@ impl SourceCore {
         let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
         let acked = &mut session.counters.acked;
         let mut settled = Vec::new();
+        let mut ungated = Vec::new();
         let outcome = session.cache.handle_ack(ack, &self.store, |deleted| {
             *acked += 1;
             if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.item_is_owed) {
                 settled.push(item);
             }
+            // The ack of an earlier copy of the same change can come before this one was sent.
+            if deleted.was_gated {
+                ungated.push(deleted.entry.table);
+            }
         });
+        for table in ungated {
+            session.handle_ungated(table, &mut self.store);
+        }
         for item in settled {
             self.store.settle(item);
         }

@@ -49,7 +49,7 @@ pub(super) struct Trace {
     lines: Option<VecDeque<String>>,
 }
 
-const TRACED_LINES: usize = 6000;
+const TRACED_LINES: usize = 60;
 
 impl World {
     pub(super) fn new(seed: u64, traced: bool) -> World {
@@ -294,6 +294,9 @@ impl World {
             (None, _) => self.source.start_flush(flush, None),
         }
         self.trace.note(|| format!("flush {flush} of {left:?}"));
+        let states = sessions.into_iter().filter_map(|session| self.source.session_state(session));
+        let replaying = states.filter(|state| state.replaying).count();
+        self.seen.note_times(Hazard::FlushInReplay, replaying as u64);
         let mut tables = TABLES.to_vec();
         tables.retain(|table| self.owner.keeps_newest(table) || self.owner.ready.contains(table));
         let mut items = self.owner.items();
@@ -310,9 +313,7 @@ impl World {
                 let Some(link) = node.link.as_ref().filter(|link| link.number == link_number) else {
                     return false;
                 };
-                let state = self.source.session_state(link.session).expect("not overrun, or given up");
                 if self.source.flush_left(link.session, number) > 0 {
-                    self.seen.note_if(state.replaying, Hazard::FlushInReplay);
                     return true;
                 }
                 self.seen.note(Hazard::FlushDone);

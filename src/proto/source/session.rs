@@ -156,10 +156,18 @@ impl Session {
         if self.replay_goes {
             self.replay.turn();
         }
-        let all_named = first_of_kept.is_some_and(|created| self.replay.handle_named(entry.table, created));
-        let all_ungated = before.is_gated() && self.replay.handle_ungated(entry.table);
-        if all_named || all_ungated {
+        if first_of_kept.is_some_and(|created| self.replay.handle_named(entry.table, created)) {
             self.mark_end(entry.table, store);
+        }
+        if before.is_gated() {
+            self.handle_ungated(entry.table, store);
+        }
+    }
+
+    /// A table's end marker waits for one entry less.
+    pub(super) fn handle_ungated(&mut self, table: TableId, store: &mut Store) {
+        if self.replay.handle_ungated(table) {
+            self.mark_end(table, store);
         }
     }
 
