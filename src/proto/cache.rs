@@ -399,32 +399,34 @@ impl SyncCache {
         }
     }
 
-    /// The entry's newest change is in the ring, at the next ordinal. Answers the entry as it was before.
-    pub(crate) fn handle_sent(&mut self, id: EntryId, store: &Store) -> CacheEntry {
-        let change = self.change_of(id, store);
+    /// A change of the entry is in the ring, at the next ordinal: the newest, or an older one whose data was read before the
+    /// newest was made, which then goes on waiting.
+    pub(crate) fn handle_sent(&mut self, id: EntryId, change: ChangeNumber, store: &Store) {
+        let is_newest = change == self.change_of(id, store);
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
-        let entry = self.entry_mut(id);
-        let before = *entry;
-        entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
-        entry.flags &= !(CacheEntry::WAITING | CacheEntry::GATED);
-        let mut flushes = entry.flushes;
+        let before = self.entry(id);
+        let mut flushes = if is_newest { before.flushes } else { 0 };
         if !before.is_unacked() {
             // A replay sends what has no entry.
             let EntryKind::Item(item) = id.kind() else { unreachable!("a table's own records are recorded") };
             let holds = Holds::of(store.item(item));
-            entry.flags |= holds.flags();
-            flushes = 0;
+            self.entry_mut(id).flags |= holds.flags();
             self.unacked += 1;
             self.pointers += usize::from(holds == Holds::Pointer);
+            flushes = 0;
         }
+        let entry = self.entry_mut(id);
+        entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
+        entry.flags &= !(CacheEntry::GATED | if is_newest { CacheEntry::WAITING } else { 0 });
+        let after = *entry;
         self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
+        self.waiting_again += usize::from(id.is_item() && after.is_waiting_again());
         self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes });
         self.compact_if_long(store);
         if before.is_waiting() {
             self.turn(id, before);
         }
-        before
     }
 
     /// S6: deletes the entries whose newest change the ack covers, and reports each.
@@ -682,13 +684,13 @@ mod tests {
         }
         for round in 0..10_000 {
             let id = entries[round % entries.len()];
-            cache.handle_sent(id, &store);
+            cache.handle_sent(id, cache.change_of(id, &store), &store);
             cache.resend(id);
             assert!(cache.in_flight.len() <= 4 * cache.unacked() + 64, "{} records", cache.in_flight.len());
         }
         for &id in &entries {
             let seq = cache.change_of(id, &store).seq();
-            cache.handle_sent(id, &store);
+            cache.handle_sent(id, cache.change_of(id, &store), &store);
             let last = cache.next_ordinal() - 1;
             let ack = Ack { first: last, last, first_seq: seq, last_seq: seq };
             let mut deleted = Vec::new();

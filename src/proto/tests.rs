@@ -359,8 +359,8 @@ fn every_table_goes_forward_in_each_ring_full() {
             let is_item = |payload: &Payload<'_>| matches!(payload, Payload::Set { .. });
             let mut sent = outgoing.take().map(|(entry, payload)| (entry, is_item(&payload)));
             if sent.is_none() {
-                let Some(Read::Pointer { place, .. }) = core.poll_read(session) else { break };
-                let frame = core.poll_snapshot(session, place, Ok(b"v"));
+                let Some(Read::Pointer(request)) = core.poll_read(session) else { break };
+                let frame = core.poll_snapshot(session, &request, Ok(b"v"));
                 sent = frame.map(|outgoing| (outgoing.entry, true));
             }
             let Some((entry, is_item)) = sent else { break };
