@@ -218,3 +218,34 @@ fn value_whose_lock_is_poisoned_is_unreadable_until_that_is_cleared() {
     value.clear_poison();
     follow(&mut replica, "the value", |replica| get(replica, "item").as_deref() == Some(b""));
 }
+
+#[test]
+fn item_that_has_changed_before_it_proved_unreadable_is_not_complained_of_and_hides_no_older_complaint() {
+    let (dir, source, table) = source();
+    table.ready();
+    let mut replica = synced_replica(dir.path());
+    let bad = Moody::new(b"");
+    bad.become_(FAILS, b"");
+    table.set_shared("bad", &bad).unwrap();
+    follow(&mut replica, "the complaint", |_| source.stats().last_error.is_some());
+    let complaint = source.stats().last_error;
+    table.remove("bad").unwrap();
+
+    let (asked, is_asked) = channel();
+    let (leave, has_leave) = channel();
+    let has_leave = Mutex::new(has_leave);
+    let hesitant = Arc::new(shmirror::SnapshotFn(move |_: &mut Vec<u8>| {
+        let _ = asked.send(());
+        has_leave.lock().unwrap().recv_timeout(PATIENCE)?;
+        Err("not now".into())
+    }));
+    table.set_shared("item", &hesitant).unwrap();
+    is_asked.recv_timeout(PATIENCE).unwrap();
+    table.set("item", b"data").unwrap();
+    leave.send(()).unwrap();
+    // It is the next one's turn once the answer was taken in.
+    table.set_shared("behind", &Moody::new(b"x")).unwrap();
+    follow(&mut replica, "what comes behind", |replica| get(replica, "behind").is_some());
+    assert_eq!(source.stats().last_error, complaint);
+    assert_eq!(get(&replica, "item").as_deref(), Some(&b"data"[..]));
+}

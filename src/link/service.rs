@@ -392,8 +392,9 @@ impl Service {
                     link.send_snapshot(core, place, Ok(&self.snapshot[..length]));
                 }
                 Answer::Snapshot { place, length: Err(why) } => {
-                    counters.last_error =
-                        core.describe(place).map(|item| format!("{item} could not be read: {why}"));
+                    if let Some(item) = core.describe(place) {
+                        counters.last_error = Some(format!("{item} could not be read: {why}"));
+                    }
                     link.send_snapshot(core, place, Err(Unreadable));
                 }
                 Answer::Drawn { table, drawn: Ok(drawn) } => core.handle_drawn(session, table, drawn),
