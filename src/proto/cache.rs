@@ -470,8 +470,8 @@ impl SyncCache {
         let failing = entry.attempts >= FAILING_ATTEMPTS;
         let after = *entry;
         self.waiting_again += usize::from(id.is_item());
-        if failing && !already_failing {
-            self.failing += 1;
+        self.failing += usize::from(failing && !already_failing);
+        if failing {
             self.note_failing(id);
         }
         if !queued {
@@ -593,6 +593,7 @@ impl SyncCache {
         newly
     }
 
+    /// An entry that is failing may be named if others are so no more.
     fn note_failing(&mut self, id: EntryId) {
         let tables = &mut self.tables;
         self.failing_examples
