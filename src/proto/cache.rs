@@ -17,7 +17,7 @@
 //! 4. A flush waits for an entry if its bit is set there. Each record that was sent since, or was the newest in flight then,
 //!    carries the bit; no other does.
 //! 5. An entry that is queued has its place in the queue of its kind: tables' own records, data, or pointers. One whose kind
-//!    has changed since is moved when its place comes to the front.
+//!    has changed since is moved when its place comes to the front, or when the queue of its kind is empty and it is first.
 
 mod flush;
 mod queue;
@@ -381,6 +381,14 @@ impl SyncCache {
 
     /// The item that goes next, among those whose data is in the store, or among pointers.
     pub(crate) fn next_waiting(&mut self, pointers: bool) -> Option<EntryId> {
+        self.first_waiting(pointers).or_else(|| {
+            // One whose kind has changed may lie at the front of the other queue, which nobody else may ever look at.
+            self.first_waiting(!pointers);
+            self.first_waiting(pointers)
+        })
+    }
+
+    fn first_waiting(&mut self, pointers: bool) -> Option<EntryId> {
         loop {
             let queue = if pointers { &mut self.waiting_pointers } else { &mut self.waiting };
             let id = queue.front()?;

@@ -416,3 +416,16 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     core.detach(slow);
     assert_eq!(core.attach(Subscription::all()), slow);
 }
+
+#[test]
+fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
+    let key = 1u32.to_opcode().unwrap();
+    bench.core.set(bench.table, key.clone(), NewValue::Pointer(&pointer));
+    bench.set(1, b"data");
+    assert_eq!(bench.pump(), 1, "nothing must be read for it");
+    bench.core.set(bench.table, key, NewValue::Pointer(&pointer));
+    assert_eq!(bench.pump(), 0);
+    assert!(bench.core.has_reads(bench.session), "and the other way round");
+}
