@@ -392,8 +392,9 @@ impl Service {
                     link.send_snapshot(core, &request, Ok(&self.snapshot[..length]));
                 }
                 Answer::Snapshot { request, length: Err(why) } => {
-                    counters.last_error =
-                        Some(format!("{} could not be read: {why}", core.describe(&request)));
+                    if let Some(item) = core.describe(&request) {
+                        counters.last_error = Some(format!("{item} could not be read: {why}"));
+                    }
                     link.send_snapshot(core, &request, Err(Unreadable));
                 }
                 Answer::Drawn { table, drawn: Ok(drawn) } => core.handle_drawn(session, table, drawn),

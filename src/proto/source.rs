@@ -154,10 +154,11 @@ impl SourceCore {
         self.config.max_tombstones
     }
 
-    /// The item that is to be read, for a person.
-    pub(crate) fn describe(&self, request: &SnapshotRequest) -> String {
-        let table = &self.store.tables()[usize::from(request.entry.table)].name;
-        format!("item {} of table {table}", request.opcode)
+    /// The item that was to be read, for a person; `None` if it has gone or holds something else by now.
+    pub(crate) fn describe(&self, request: &SnapshotRequest) -> Option<String> {
+        let EntryKind::Item(item) = request.entry.kind() else { return None };
+        let table = &self.store.tables()[usize::from(item.table)].name;
+        request.is_for(self.store.item(item)).then(|| format!("item {} of table {table}", request.opcode))
     }
 
     pub(crate) fn counters(&self) -> SourceCounters {
