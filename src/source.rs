@@ -113,7 +113,9 @@ impl Source {
     }
 
     /// Waits until every destination that is attached now has applied all that was changed before the call; a later
-    /// change of the same item counts for an earlier one.
+    /// change of the same item counts for an earlier one. Of a table that keeps
+    /// [unacknowledged changes only](Retention::Unacked) and is not [`ready`](Table::ready), it waits for the changes since the
+    /// destination attached.
     ///
     /// An item whose data must be read ([`Table::set_shared`]) is read on the timer thread: do not hold a lock meanwhile that
     /// its snapshot takes.
@@ -339,6 +341,15 @@ const FORKED: &str = "this handle belongs to the parent process; a forked child 
 mod tests {
     use super::*;
     use crate::sys::test_process::{alone, forked};
+
+    #[test]
+    fn handles_can_be_used_from_several_threads() {
+        fn shared<T: Send + Sync + 'static>() {}
+        fn cloned<T: Clone>() {}
+        shared::<Source>();
+        shared::<Table>();
+        cloned::<Table>();
+    }
 
     #[test]
     fn handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock() {

@@ -11,7 +11,8 @@
 //! every item that it named has been put in the ring, by its own entry or by that of a live change.
 //!
 //! An item of a kept table that was not sent on this link has no entry in the sync cache unless it changed, so a flush that
-//! begins meanwhile counts these items here, and in the sync cache from when they are sent.
+//! begins meanwhile counts these items here, and in the sync cache from when they are sent. What an enumeration has yet to
+//! name nobody can count: such a flush waits for its end marker, and for the entries that it makes until then.
 
 use std::collections::VecDeque;
 
@@ -23,6 +24,7 @@ use crate::subscription::Selection;
 
 /// The replay of all tables to one destination.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Kept tables whose places were not all walked; they take turns.
@@ -37,6 +39,7 @@ pub(crate) struct Replay {
 
 /// Items that a flush waits for and that have neither been sent nor an entry in the sync cache.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
 struct FlushGate {
     /// They were created no later than this.
     until: ChangeNumber,
@@ -44,6 +47,7 @@ struct FlushGate {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum TableReplay {
     /// The destination wants nothing of it.
     Unwanted,
@@ -52,6 +56,7 @@ enum TableReplay {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Walk {
     /// What the destination wants.
     selection: Selection,
@@ -65,6 +70,7 @@ struct Walk {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Gate {
     /// The application has not said `ready`.
     Loading,
@@ -75,13 +81,17 @@ enum Gate {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Enumeration {
     stage: Stage,
     /// Entries of items that it named and that were not put in the ring yet.
     gated: u32,
+    /// The flushes that wait for all that it names, a bit for each.
+    flushes: u16,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum Stage {
     /// The application has not said `ready`.
     Loading,
@@ -119,7 +129,7 @@ impl Replay {
         let replay = match selection {
             None => TableReplay::Unwanted,
             Some(_) if !stored.keeps_all() => {
-                TableReplay::Enumerated(Enumeration { stage: Stage::Loading, gated: 0 })
+                TableReplay::Enumerated(Enumeration { stage: Stage::Loading, gated: 0, flushes: 0 })
             }
             Some(selection) => {
                 let unsent = match &selection {
@@ -210,7 +220,8 @@ impl Replay {
                 &self.tables[usize::from(front)],
                 TableReplay::Enumerated(Enumeration {
                     gated: 0,
-                    stage: Stage::Drawing { items: Some(_), .. }
+                    stage: Stage::Drawing { items: Some(_), .. },
+                    ..
                 })
             ) {
                 return true;
@@ -255,6 +266,18 @@ impl Replay {
         enumeration.pass()
     }
 
+    /// The flushes that wait for all that the table's enumeration names.
+    pub(crate) fn enumeration_flushes(&self, table: TableId) -> u16 {
+        self.tables[usize::from(table)].flushes()
+    }
+
+    /// The enumeration is over: what it named and its end marker have entries of their own, and the flushes wait for those.
+    pub(crate) fn forget_enumeration_flushes(&mut self, table: TableId) {
+        if let TableReplay::Enumerated(enumeration) = &mut self.tables[usize::from(table)] {
+            enumeration.flushes = 0;
+        }
+    }
+
     /// The tables whose enumerations are under way, for when the destination is given up.
     pub(crate) fn enumerating(&self) -> impl Iterator<Item = TableId> {
         self.enumerating.iter().copied()
@@ -267,15 +290,30 @@ impl Replay {
         let left = unsent - entries;
         self.flush_gates[flush] = FlushGate { until: now, left };
         self.flushes |= u16::from(left > 0) << flush;
+        for table in &mut self.tables {
+            if let TableReplay::Enumerated(enumeration) = table
+                && matches!(enumeration.stage, Stage::Drawing { .. } | Stage::Drawn)
+            {
+                enumeration.flushes |= 1 << flush;
+            }
+        }
     }
 
-    /// Items that a flush still waits for here.
+    /// Items that a flush still waits for here, an enumeration counting as one.
     pub(crate) fn flush_left(&self, flush: usize) -> usize {
-        if self.flushes & (1 << flush) == 0 { 0 } else { self.flush_gates[flush].left }
+        let bit = 1 << flush;
+        let unsent = if self.flushes & bit == 0 { 0 } else { self.flush_gates[flush].left };
+        unsent + self.tables.iter().filter(|table| table.flushes() & bit != 0).count()
     }
 
     pub(crate) fn end_flush(&mut self, flush: usize) {
-        self.flushes &= !(1 << flush);
+        let keep = !(1 << flush);
+        self.flushes &= keep;
+        for table in &mut self.tables {
+            if let TableReplay::Enumerated(enumeration) = table {
+                enumeration.flushes &= keep;
+            }
+        }
     }
 
     /// An item is about to have its first entry on this link, or was removed before that. Answers which flushes waited for
@@ -340,6 +378,11 @@ impl Replay {
 impl TableReplay {
     fn unsent(&self) -> u32 {
         if let TableReplay::Kept(walk) = self { walk.unsent } else { 0 }
+    }
+
+    /// The flushes that wait for its enumeration.
+    fn flushes(&self) -> u16 {
+        if let TableReplay::Enumerated(enumeration) = self { enumeration.flushes } else { 0 }
     }
 
     /// The place that the walk has come to, unless it is at its end.

@@ -13,6 +13,7 @@ use crate::wire::{Frame, HEADER_BYTES, Payload};
 
 /// One attachment of a destination.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Session {
     subscription: Subscription,
     /// By table: what the destination wants of it.
@@ -84,8 +85,10 @@ impl Session {
 
     /// The end marker is an entry like any other: it has a number, waits while the ring is full and is acknowledged.
     pub(super) fn mark_end(&mut self, table: TableId, store: &mut Store) {
-        let change = store.next_change();
-        self.cache.record_control(EntryId::table_end(table), change);
+        let (entry, change) = (EntryId::table_end(table), store.next_change());
+        self.cache.record_control(entry, change);
+        self.wait_for(entry, self.replay.enumeration_flushes(table));
+        self.replay.forget_enumeration_flushes(table);
     }
 
     /// What goes next of what is here. A table's own records first; then live changes and the replay take turns, so that
@@ -129,17 +132,23 @@ impl Session {
     }
 
     /// S2: a frame is in the ring.
-    pub(super) fn handle_sent(&mut self, entry: EntryId, store: &mut Store) {
+    pub(super) fn handle_sent(&mut self, entry: EntryId, change: ChangeNumber, store: &mut Store) {
         self.counters.sent += 1;
         let before = self.cache.entry(entry);
         self.counters.resent += u64::from(before.attempts() > 0);
-        if let EntryKind::Item(item) = entry.kind()
-            && !before.is_sent()
-        {
-            let flushes = self.replay.take_flushes(store.item(item).created, before.flushes());
+        let first_of_kept = match entry.kind() {
+            EntryKind::Item(item)
+                if !before.is_sent() && store.tables()[usize::from(entry.table)].keeps_all() =>
+            {
+                Some(store.item(item).created)
+            }
+            _ => None,
+        };
+        if let Some(created) = first_of_kept {
+            let flushes = self.replay.take_flushes(created, before.flushes());
             self.cache.add_flushes(entry, flushes);
         }
-        self.cache.handle_sent(entry, store);
+        self.cache.handle_sent(entry, change, store);
         self.read_went = before.is_pointer();
         if self.read_went {
             self.handle_read();
@@ -148,14 +157,18 @@ impl Session {
         if self.replay_goes {
             self.replay.turn();
         }
-        let EntryKind::Item(item) = entry.kind() else { return };
-        let named = if store.tables()[usize::from(entry.table)].keeps_all() {
-            !before.is_sent() && self.replay.handle_named(entry.table, store.item(item).created)
-        } else {
-            before.is_gated() && self.replay.handle_ungated(entry.table)
-        };
-        if named {
+        if first_of_kept.is_some_and(|created| self.replay.handle_named(entry.table, created)) {
             self.mark_end(entry.table, store);
+        }
+        if before.is_gated() {
+            self.handle_ungated(entry.table, store);
+        }
+    }
+
+    /// A table's end marker waits for one entry less.
+    pub(super) fn handle_ungated(&mut self, table: TableId, store: &mut Store) {
+        if self.replay.handle_ungated(table) {
+            self.mark_end(table, store);
         }
     }
 
@@ -175,11 +188,15 @@ impl Session {
             EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(entry.table)].name },
             EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked(store) },
         };
-        self.frame_of(entry, payload, store)
+        self.frame_of(entry, self.cache.change_of(entry, store), payload)
     }
 
-    pub(super) fn frame_of<'a>(&self, entry: EntryId, payload: Payload<'a>, store: &Store) -> Frame<'a> {
-        let change = self.cache.change_of(entry, store);
+    pub(super) fn frame_of<'a>(
+        &self,
+        entry: EntryId,
+        change: ChangeNumber,
+        payload: Payload<'a>,
+    ) -> Frame<'a> {
         Frame { change, ordinal: self.cache.next_ordinal(), table: entry.table, payload }
     }
 
@@ -194,12 +211,21 @@ impl Session {
         self.gate(entry);
     }
 
-    /// The table's end marker waits until this entry was sent, unless it was.
+    /// An enumeration has named the item of this entry: the table's end marker waits until it was sent, unless it was, and the
+    /// flushes that wait for the enumeration wait until it is acknowledged, unless it is.
     pub(super) fn gate(&mut self, entry: EntryId) {
         let state = self.cache.entry(entry);
+        if state.is_unacked() {
+            self.wait_for(entry, self.replay.enumeration_flushes(entry.table));
+        }
         if state.is_waiting() && !state.is_sent() && self.cache.gate(entry) {
             self.replay.gate(entry.table);
         }
+    }
+
+    fn wait_for(&mut self, entry: EntryId, flushes: u16) {
+        let new = flushes & !self.cache.entry(entry).flushes();
+        self.cache.add_flushes(entry, new);
     }
 
     /// S7: makes wait again what has been in flight for long enough, as much of it as one tick may send.
@@ -236,6 +262,12 @@ impl Session {
         self.timer.advance_scanned(scanned);
         due.into_iter().for_each(|entry| self.cache.resend(entry));
     }
+}
+
+/// For the models: what is counted has no influence.
+#[cfg(test)]
+impl std::hash::Hash for SessionCounters {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 /// The length of an entry's record, without data that is not here.
