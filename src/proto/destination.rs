@@ -190,21 +190,29 @@ impl DestinationCore {
         self.subscription = subscription;
     }
 
-    /// Whether there are items of tables that are not wanted.
+    /// Whether there are items that [`DestinationCore::sweep_unwanted`] gives up.
     pub(crate) fn has_unwanted(&self) -> bool {
-        self.tables
-            .iter()
-            .any(|table| !table.records.is_empty() && self.subscription.of(&table.name).is_none())
+        self.tables.iter().any(|table| {
+            let wanted = self.subscription.of(&table.name).is_some();
+            (!wanted || table.synced == self.attach)
+                && table.records.iter().any(|(opcode, record)| {
+                    (!wanted || record.confirmed_on != self.attach) && !owes_remove(&table.owed, opcode)
+                })
+        })
     }
 
-    /// Gives up the items of tables that are not wanted; no source will ever end a replay of these. What the handler does
-    /// not let go of stays.
+    /// Gives up the items of tables that are not wanted, and those whose remove was refused after the replay had ended
+    /// without them; no source will ever end a replay of these. What the handler does not let go of stays.
     pub(crate) fn sweep_unwanted(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
+        let attach = self.attach;
         for table in &mut self.tables {
-            if self.subscription.of(&table.name).is_none() {
-                let swept = table.give_up(&mut self.stats, &mut handler);
-                self.stats.swept += swept;
+            let wanted = self.subscription.of(&table.name).is_some();
+            if wanted && table.synced != attach {
+                continue;
             }
+            let swept = table
+                .give_up(&mut self.stats, &mut handler, |record| !wanted || record.confirmed_on != attach);
+            self.stats.swept += swept;
         }
     }
 
@@ -212,7 +220,7 @@ impl DestinationCore {
     /// is swept when a source is back.
     pub(crate) fn flush(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
         for table in &mut self.tables {
-            table.give_up(&mut self.stats, &mut handler);
+            table.give_up(&mut self.stats, &mut handler, |_| true);
         }
     }
 
@@ -304,6 +312,14 @@ impl DestinationCore {
             owed.insert(token.opcode.clone(), before.owed_remove());
         }
         true
+    }
+
+    /// Whether the item of a token that was refused is one that its source did not name on this link: it will not come
+    /// again, and is to be swept.
+    pub(crate) fn is_unnamed(&self, token: &AckToken) -> bool {
+        let table = &self.tables[token.table];
+        let record = table.records.get(&token.opcode);
+        table.synced == self.attach && record.is_some_and(|record| record.confirmed_on != self.attach)
     }
 
     /// S5: the ack that goes next, if any. It stays the next until [`DestinationCore::handle_ack_sent`].
@@ -562,22 +578,20 @@ impl DestinationCore {
 }
 
 impl LocalTable {
-    /// Removes all items of which the handler lets go, and answers how many those were.
+    /// As [`LocalTable::remove_where`], for items that no marker of the source's ends.
     fn give_up(
         &mut self,
         stats: &mut DestinationStats,
         handler: &mut impl FnMut(Event<'_>) -> Applied,
+        goes: impl Fn(&Record) -> bool,
     ) -> u64 {
-        self.remove_where(
-            stats,
-            |_| true,
-            |table, opcode, record| {
-                handler(Event::Removed { table, opcode, seq: record.change.seq(), ack: AckSlot::NONE })
-            },
-        )
+        self.remove_where(stats, goes, |table, opcode, record| {
+            handler(Event::Removed { table, opcode, seq: record.change.seq(), ack: AckSlot::NONE })
+        })
     }
 
-    /// Removes those of these items of which the handler lets go, and answers how many those were.
+    /// Removes those of these items of which the handler lets go, and answers how many those were. Items whose remove was
+    /// handed over and is owed its ack are passed over: they go when that is given.
     fn remove_where(
         &mut self,
         stats: &mut DestinationStats,
@@ -586,7 +600,7 @@ impl LocalTable {
     ) -> u64 {
         let LocalTable { name, records, owed, .. } = self;
         let removed = records.extract_if(|opcode, record| {
-            if !goes(record) {
+            if !goes(record) || owes_remove(owed, opcode) {
                 return false;
             }
             let gone = handler(name, opcode, record);
@@ -614,6 +628,11 @@ impl Before {
         let before = Some(Before { told_gone: false, ..self });
         Owed { change: self.change, removes: true, received: (NO_ATTACH, 0), before }
     }
+}
+
+/// Whether the item's remove was handed over and is owed its ack.
+fn owes_remove(owed: &HashMap<Opcode, Owed>, opcode: &Opcode) -> bool {
+    !owed.is_empty() && owed.get(opcode).is_some_and(|owed| owed.removes)
 }
 
 impl Received<'_> {
