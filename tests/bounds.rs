@@ -3,13 +3,15 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{
-    PATIENCE, contents, contents_of_source, destination, follow, replica, source_options, synced_replica,
-    until,
+    PATIENCE, contents, contents_of_source, destination, follow, only_destination, replica, source_options,
+    synced_replica, until,
 };
-use shmirror::{Destination, DestinationId, Event, FlushError, Flushed, Opcode, Source};
+use shmirror::{Destination, DestinationId, Event, FlushError, Flushed, Opcode, SnapshotFn, Source};
 
 /// A destination and what its application made of the events.
 struct Mirror {
@@ -39,6 +41,7 @@ impl Mirror {
                     Ok(())
                 })
                 .unwrap();
+            assert_eq!(destination.last_failure(), None);
             done(self)
         });
     }
@@ -108,6 +111,41 @@ fn destination_that_stands_still_is_given_up_at_the_bound_and_nobody_else_notice
     assert_eq!((stats.overruns, stats.broken, stats.attached, stats.refused), (1, 0, 3, 0));
     let told = stats.last_error.unwrap();
     assert!(told.contains("more than 50 removes are unacknowledged"), "{told}");
+}
+
+#[test]
+fn flush_says_that_a_destination_is_gone_as_soon_as_it_was_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).max_tombstones(3).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set_many((0..10u32).map(|n| (n, b"x"))).unwrap();
+    table.ready();
+    let mut replica = synced_replica(dir.path());
+    until("the acks", || only_destination(&source).unacked == 0);
+    let id = only_destination(&source).id;
+    // The timer thread, which closes links, is kept with the application meanwhile.
+    let ((asked, is_asked), (leave, has_leave)) = (channel(), channel::<()>());
+    let has_leave = Mutex::new(has_leave);
+    let hesitant = Arc::new(SnapshotFn(move |_: &mut Vec<u8>| {
+        let _ = asked.send(());
+        // hangs up when the test lets go
+        let _ = has_leave.lock().unwrap().recv_timeout(PATIENCE);
+        Ok(())
+    }));
+    table.set_shared("hesitant", &hesitant).unwrap();
+    is_asked.recv_timeout(PATIENCE).unwrap();
+    for n in 0..4u32 {
+        table.remove(n).unwrap();
+    }
+    assert_eq!(source.stats().overruns, 1);
+    assert_eq!(source.flush(Duration::ZERO).unwrap(), Flushed::Gone(vec![id]));
+    assert_eq!(source.flush_destination(id, Duration::ZERO).unwrap(), Flushed::Gone(vec![id]));
+    assert_eq!((ids(&source), source.unacked(id, 9)), (vec![], vec![]));
+    drop(leave);
+    follow(&mut replica, "the second attachment", |replica| {
+        replica.stats().attaches == 2 && replica.is_synced()
+    });
+    assert_eq!(contents(&replica, "t"), contents_of_source(&table));
 }
 
 #[test]
