@@ -186,17 +186,18 @@ fn copy_that_was_overtaken_while_it_was_taken_is_not_sent() {
         leave.send(()).unwrap();
         table.set("marker", [0]).unwrap();
         table.set_shared("behind", &Arc::new(Mutex::new(b"x".to_vec()))).unwrap();
-        let mut behind = false;
+        let mut seen = Vec::new();
         until("what comes behind", || {
             replica
-                .wait_observed(PATIENCE, |event| match event {
-                    Event::Set { value, .. } if value == b"old" => panic!("the old value was sent"),
-                    Event::Set { value: b"x", .. } => behind = true,
-                    _ => {}
+                .wait_observed(PATIENCE, |event| {
+                    if let Event::Set { value, .. } = event {
+                        seen.push(value.to_vec());
+                    }
                 })
                 .unwrap();
-            behind && replica.table("t").get("item") == expected
+            seen.contains(&b"x".to_vec()) && replica.table("t").get("item") == expected
         });
+        assert!(!seen.contains(&b"old".to_vec()), "{seen:?}");
         for opcode in ["item", "behind", "marker"] {
             table.remove(opcode).unwrap();
         }

@@ -114,7 +114,7 @@ fn what_is_wanted_no_more_is_swept_and_the_rest_stays() {
         replica.stats().attaches == 2 && replica.is_synced()
     });
     assert_eq!(lengths(&replica), [30, 10, 0]);
-    assert_eq!((removed.len(), replica.stats().swept), (50, 50));
+    assert_eq!((removed.len(), replica.stats().swept, replica.stats().failed), (50, 50, 0));
     let tables_of_removed: Vec<&str> = removed.iter().map(|(table, _)| table.as_str()).collect();
     assert!(tables_of_removed[..30].iter().all(|table| *table == "c"), "a whole table goes at once");
     assert!(tables_of_removed[30..].iter().all(|table| *table == "b"));
@@ -209,7 +209,7 @@ fn handler_that_fails_in_the_sweep_at_the_marker_gets_its_item_again() {
         },
         Destination::is_all_synced,
     );
-    assert_eq!(destination.stats().items, 10);
+    assert_eq!((destination.stats().items, destination.stats().failed), (10, 2));
 }
 
 #[test]
