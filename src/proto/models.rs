@@ -182,6 +182,16 @@ fn pointers_whose_data_changes_while_it_is_read() {
 }
 
 #[test]
+fn pointers_whose_places_others_take() {
+    let budget = Budget { changes: 3, ..SCENE.budget };
+    check(
+        "pointers, more changes",
+        Scene { kind: Kind::Pointers, budget, ..SCENE },
+        &[SnapshotStale, SnapshotOlder],
+    );
+}
+
+#[test]
 fn an_enumeration_under_which_items_change_and_that_is_cut_off() {
     let budget = Budget { breaks: 1, ..SCENE.budget };
     let must_see = [EnumeratedPassedOver, LinkBroken, AttachedWithItems, Swept];
