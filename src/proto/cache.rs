@@ -264,6 +264,8 @@ pub(crate) struct Deleted {
     pub(crate) entry: EntryId,
     /// Its item stayed for its sake.
     pub(crate) item_is_owed: bool,
+    /// The table's end marker waited for it.
+    pub(crate) was_gated: bool,
 }
 
 impl SyncCache {
@@ -537,7 +539,8 @@ impl SyncCache {
         self.pointers -= usize::from(before.has(CacheEntry::POINTER));
         self.failing -= usize::from(before.attempts >= FAILING_ATTEMPTS);
         self.count_satisfied(before.flushes);
-        Deleted { entry: id, item_is_owed: id.is_item() && (was_tombstone || !keeps_all) }
+        let item_is_owed = id.is_item() && (was_tombstone || !keeps_all);
+        Deleted { entry: id, item_is_owed, was_gated: before.is_gated() }
     }
 
     /// Shortens the in-flight list from its front, and keeps invariant 3.

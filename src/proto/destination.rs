@@ -348,6 +348,13 @@ impl DestinationCore {
         records.iter().map(|(opcode, record)| (opcode, &*record.value))
     }
 
+    /// Whether the ack of an item's change is owed.
+    #[cfg(test)]
+    pub(crate) fn is_owed(&self, item: Option<(&str, &Opcode)>) -> bool {
+        let Some((table, opcode)) = item else { return false };
+        self.tables.iter().any(|local| &*local.name == table && local.owed.contains_key(opcode))
+    }
+
     /// The tables that the source has announced on this link.
     fn announced(&self) -> impl Iterator<Item = &str> {
         let announced = self.link.iter().flat_map(|link| link.tables.iter().flatten());

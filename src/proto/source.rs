@@ -355,17 +355,39 @@ impl SourceCore {
         }
     }
 
+    /// When a session's enumeration of the table began; the newest change of all if none is under way.
+    #[cfg(test)]
+    pub(crate) fn enumeration_began(&self, id: SessionId, table: TableId) -> ChangeNumber {
+        let session = self.sessions[id].as_ref();
+        session
+            .and_then(|session| session.replay.enumeration_began(table))
+            .unwrap_or(self.store.last_change())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_enumerating(&self, id: SessionId) -> bool {
+        self.sessions[id].as_ref().is_some_and(|session| session.replay.enumerating().next().is_some())
+    }
+
     /// S6: the destination has applied these records.
     pub(crate) fn handle_ack(&mut self, id: SessionId, ack: Ack) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
         let acked = &mut session.counters.acked;
         let mut settled = Vec::new();
+        let mut ungated = Vec::new();
         let outcome = session.cache.handle_ack(ack, &self.store, |deleted| {
             *acked += 1;
             if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.item_is_owed) {
                 settled.push(item);
             }
+            // The ack of an earlier copy of the same change can come before this one was sent.
+            if deleted.was_gated {
+                ungated.push(deleted.entry.table);
+            }
         });
+        for table in ungated {
+            session.handle_ungated(table, &mut self.store);
+        }
         for item in settled {
             self.store.settle(item);
         }

@@ -1,16 +1,18 @@
 //! Single situations, on a fake clock; what must hold in all of them together is in [`sim`](super::sim).
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::DestinationCore;
 use super::resend::ResendPolicy;
-use super::source::{SessionId, SourceConfig, SourceCore};
-use super::store::{NewValue, TableId};
+use super::source::{Drawn, Read, SessionId, SourceConfig, SourceCore};
+use super::store::{NewValue, TableId, Value};
 use crate::opcode::ToOpcode;
 use crate::retention::Retention;
 use crate::seq::SyncSeq;
+use crate::snapshot::Pointer;
 use crate::subscription::Subscription;
-use crate::wire::Ack;
+use crate::wire::{Ack, Payload};
 
 /// A source with one table and one destination, whose ring takes everything and is consumed at once.
 struct Bench {
@@ -228,4 +230,189 @@ fn a_destination_tells_new_from_old_at_any_distance() {
         }
         assert_eq!(destination.stats().duplicates, 0);
     }
+}
+
+/// A source whose tables are the application's, with the sessions that are asked for.
+struct Enumerated {
+    core: SourceCore,
+    table: TableId,
+}
+
+impl Enumerated {
+    fn new(items: &'static [(u32, &'static str)]) -> Enumerated {
+        let mut core = SourceCore::new(config(ResendPolicy::default()));
+        let table = core.table("t", Retention::unacked(|| items.iter().copied())).unwrap();
+        Enumerated { core, table }
+    }
+
+    /// Sends all that waits on a session; answers ordinals and numbers, and whether an end marker was among them.
+    fn pump(&mut self, session: SessionId, sent: &mut Vec<SyncSeq>) -> bool {
+        let mut ended = false;
+        while let Some(outgoing) = self.core.poll_frame(session) {
+            let (entry, frame) = (outgoing.entry, outgoing.frame);
+            ended |= matches!(frame.payload, Payload::End { .. });
+            sent.push(frame.change.seq());
+            self.core.handle_sent(session, entry);
+        }
+        ended
+    }
+
+    /// Draws from the enumeration of a session, if there is one; answers whether there was.
+    fn draw(&mut self, session: SessionId, most: usize) -> bool {
+        let Some(Read::Enumeration { table, items }) = self.core.poll_read(session) else { return false };
+        let drawn = Drawn::draw(items, most, |_, _| Ok(())).unwrap();
+        self.core.handle_drawn(session, table, drawn);
+        true
+    }
+
+    fn ack(&mut self, session: SessionId, sent: &[SyncSeq], ordinal: usize) {
+        let (at, seq) = (ordinal as u64, sent[ordinal]);
+        let ack = Ack { first: at, last: at, first_seq: seq, last_seq: seq };
+        self.core.handle_ack(session, ack).unwrap();
+    }
+}
+
+#[test]
+fn the_ack_of_an_earlier_copy_lets_the_end_marker_of_an_enumeration_go() {
+    let mut bench = Enumerated::new(&[(1, "x")]);
+    // Another destination never acknowledges, so that the source knows the item.
+    let _other = bench.core.attach(Subscription::all());
+    let session = bench.core.attach(Subscription::all());
+    bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"));
+    let mut sent = Vec::new();
+    bench.pump(session, &mut sent);
+    // It is sent a second time, and the first copy is acknowledged.
+    let now = Instant::now() + Duration::from_secs(1);
+    bench.core.request_tick(session);
+    for tick in 0..10 {
+        bench.core.handle_timeout(session, now + Duration::from_millis(100) * tick, 100, 100);
+    }
+    assert!(!bench.pump(session, &mut sent));
+    let copies: Vec<usize> = (0..sent.len()).filter(|&at| sent[at] == sent[1]).collect();
+    assert!(copies.len() >= 2, "{sent:?}");
+    bench.ack(session, &sent, copies[0]);
+    // The enumeration names it again: the entry has the number that it had.
+    bench.core.ready(bench.table);
+    assert!(bench.draw(session, 10));
+    bench.ack(session, &sent, copies[1]);
+    assert!(bench.pump(session, &mut sent), "nothing is left for the end marker to wait for");
+    assert_eq!(bench.core.session_state(session).map(|state| state.replaying), Some(false));
+}
+
+#[test]
+fn a_flush_waits_for_what_an_enumeration_has_yet_to_name() {
+    let mut bench = Enumerated::new(&[(1, "a"), (2, "b"), (3, "c")]);
+    bench.core.ready(bench.table);
+    let session = bench.core.attach(Subscription::all());
+    bench.core.set(bench.table, 7u32.to_opcode().unwrap(), NewValue::Data(b"live"));
+    bench.core.start_flush(0, None);
+    let mut sent = Vec::new();
+    let mut acked = 0;
+    loop {
+        assert!(bench.core.flush_left(session, 0) > 0, "{acked} acknowledged, and more to be named");
+        let ended = bench.pump(session, &mut sent);
+        assert_eq!(ended, !bench.draw(session, 1));
+        if ended {
+            break;
+        }
+        for ordinal in acked..sent.len() {
+            bench.ack(session, &sent, ordinal);
+        }
+        acked = sent.len();
+    }
+    for ordinal in acked..sent.len() {
+        assert!(bench.core.flush_left(session, 0) > 0);
+        bench.ack(session, &sent, ordinal);
+    }
+    assert_eq!(bench.core.flush_left(session, 0), 0);
+    assert_eq!(bench.core.store().tables()[0].live, 0, "what is acknowledged is forgotten");
+}
+
+#[test]
+fn every_table_goes_forward_in_each_ring_full() {
+    const TABLES: u32 = 5;
+    const KEYS: u32 = 40;
+    // Live changes, the replay and pointers take turns, and the tables in each of these.
+    const RING: usize = 3 * TABLES as usize;
+    let mut core = SourceCore::new(config(ResendPolicy::default()));
+    let tables: Vec<TableId> =
+        (0..TABLES).map(|n| core.table(&n.to_string(), Retention::Newest).unwrap()).collect();
+    // Half of the items are there before the attach, half come live, and a third are pointers.
+    let set = |core: &mut SourceCore, key: u32| {
+        let pointer = Pointer::new(Arc::new(Mutex::new(b"v".to_vec())));
+        let value = if key.is_multiple_of(3) { NewValue::Pointer(&pointer) } else { NewValue::Data(b"v") };
+        for &table in &tables {
+            core.set(table, key.to_opcode().unwrap(), value);
+        }
+    };
+    (0..KEYS / 2).for_each(|key| set(&mut core, key));
+    let session = core.attach(Subscription::all());
+    (KEYS / 2..KEYS).for_each(|key| set(&mut core, key));
+    let mut left = vec![KEYS; tables.len()];
+    while left.iter().any(|&left| left > 0) {
+        let mut went = vec![0u32; tables.len()];
+        let mut free = RING;
+        // What the timer thread does with each ring-full: what is here, then what must be read, and so on.
+        while free > 0 {
+            let mut outgoing =
+                core.poll_frame(session).map(|outgoing| (outgoing.entry, outgoing.frame.payload));
+            let is_item = |payload: &Payload<'_>| matches!(payload, Payload::Set { .. });
+            let mut sent = outgoing.take().map(|(entry, payload)| (entry, is_item(&payload)));
+            if sent.is_none() {
+                let Some(Read::Pointer { place, .. }) = core.poll_read(session) else { break };
+                let frame = core.poll_snapshot(session, place, Ok(b"v"));
+                sent = frame.map(|outgoing| (outgoing.entry, true));
+            }
+            let Some((entry, is_item)) = sent else { break };
+            core.handle_sent(session, entry);
+            went[usize::from(entry.table)] += u32::from(is_item);
+            free -= 1;
+        }
+        core.handle_full(session);
+        for (left, went) in left.iter_mut().zip(&went) {
+            *left -= went;
+        }
+        let behind: Vec<_> =
+            left.iter().zip(&went).filter(|(left, went)| **left > 0 && **went == 0).collect();
+        let with_names = went.iter().sum::<u32>() < RING as u32;
+        assert!(behind.is_empty() || with_names, "a table stood still: {left:?} left, {went:?} went");
+    }
+}
+
+#[test]
+fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
+    let mut config = config(ResendPolicy::default());
+    config.max_tombstones = 10;
+    let mut core = SourceCore::new(config);
+    let table = core.table("t", Retention::Newest).unwrap();
+    let [slow, quick] = [0, 1].map(|_| core.attach(Subscription::all()));
+    for key in 0..20u32 {
+        core.set(table, key.to_opcode().unwrap(), NewValue::Data(b"v"));
+    }
+    let mut sent = [Vec::new(), Vec::new()];
+    let pump = |core: &mut SourceCore, session: SessionId, sent: &mut Vec<SyncSeq>| {
+        while let Some(outgoing) = core.poll_frame(session) {
+            let (entry, seq) = (outgoing.entry, outgoing.frame.change.seq());
+            sent.push(seq);
+            core.handle_sent(session, entry);
+        }
+    };
+    pump(&mut core, slow, &mut sent[0]);
+    for key in 0..20u32 {
+        core.remove(table, &key.to_opcode().unwrap()).unwrap();
+        pump(&mut core, quick, &mut sent[1]);
+        let last = sent[1].len() as u64 - 1;
+        let (first_seq, last_seq) = (sent[1][0], sent[1][last as usize]);
+        core.handle_ack(quick, Ack { first: 0, last, first_seq, last_seq }).unwrap();
+        assert_eq!(core.is_overrun(slow), key >= 10, "after {} removes", key + 1);
+        assert!(!core.is_overrun(quick));
+    }
+    assert_eq!(core.counters().overruns, 1);
+    assert!(core.session_state(slow).is_none() && core.poll_frame(slow).is_none());
+    let kept = core.store().tables()[0].items().iter().filter(|item| item.value != Value::Vacant);
+    assert_eq!(kept.count(), 0, "no tombstone is kept for the one that was given up");
+    let next = core.attach(Subscription::all());
+    assert_ne!(next, slow, "its place is its own until its link is gone");
+    core.detach(slow);
+    assert_eq!(core.attach(Subscription::all()), slow);
 }

@@ -10,8 +10,8 @@ use super::{EntryId, InFlight, SyncCache};
 pub(crate) const MAX_FLUSHES: usize = u16::BITS as usize;
 
 impl SyncCache {
-    /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items that were never
-    /// sent.
+    /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items of kept tables that were
+    /// never sent.
     pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) -> usize {
         let bit = 1 << flush;
         let mut never_sent = 0;
@@ -28,7 +28,8 @@ impl SyncCache {
             if entry.is_waiting() && entry.flushes & bit == 0 {
                 entry.flushes |= bit;
                 self.flush_left[flush] += 1;
-                never_sent += usize::from(id.is_item() && !entry.is_sent());
+                let is_replayed = id.is_item() && store.tables()[usize::from(id.table)].keeps_all();
+                never_sent += usize::from(is_replayed && !entry.is_sent());
             }
         }
         never_sent

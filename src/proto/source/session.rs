@@ -135,10 +135,16 @@ impl Session {
         self.counters.sent += 1;
         let before = self.cache.entry(entry);
         self.counters.resent += u64::from(before.attempts() > 0);
-        if let EntryKind::Item(item) = entry.kind()
-            && !before.is_sent()
-        {
-            let flushes = self.replay.take_flushes(store.item(item).created, before.flushes());
+        let first_of_kept = match entry.kind() {
+            EntryKind::Item(item)
+                if !before.is_sent() && store.tables()[usize::from(entry.table)].keeps_all() =>
+            {
+                Some(store.item(item).created)
+            }
+            _ => None,
+        };
+        if let Some(created) = first_of_kept {
+            let flushes = self.replay.take_flushes(created, before.flushes());
             self.cache.add_flushes(entry, flushes);
         }
         self.cache.handle_sent(entry, store);
@@ -150,14 +156,18 @@ impl Session {
         if self.replay_goes {
             self.replay.turn();
         }
-        let EntryKind::Item(item) = entry.kind() else { return };
-        let named = if store.tables()[usize::from(entry.table)].keeps_all() {
-            !before.is_sent() && self.replay.handle_named(entry.table, store.item(item).created)
-        } else {
-            before.is_gated() && self.replay.handle_ungated(entry.table)
-        };
-        if named {
+        if first_of_kept.is_some_and(|created| self.replay.handle_named(entry.table, created)) {
             self.mark_end(entry.table, store);
+        }
+        if before.is_gated() {
+            self.handle_ungated(entry.table, store);
+        }
+    }
+
+    /// A table's end marker waits for one entry less.
+    pub(super) fn handle_ungated(&mut self, table: TableId, store: &mut Store) {
+        if self.replay.handle_ungated(table) {
+            self.mark_end(table, store);
         }
     }
 
