@@ -33,9 +33,8 @@ pub enum Retention {
     /// The changes that some destination has not acknowledged, and nothing else. When a destination needs the full state, the
     /// application is asked for it.
     ///
-    /// What an item was given before is then not known: each `set` is a change unless the change before it is still
-    /// unacknowledged and equal, each `remove` is told to every destination, and one that attaches again is told every item
-    /// again.
+    /// What an item was given before is then not known: each `set` is a change, each `remove` is told to every destination, and
+    /// one that attaches again is told every item again.
     Unacked(Enumerator),
 }
 

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::opcode::Opcode;
-use crate::proto::source::{Drawn, PointerPlace, Read};
+use crate::proto::source::{Drawn, Read, SnapshotRequest};
 use crate::proto::store::TableId;
 use crate::snapshot::Pointer;
 
@@ -16,7 +16,7 @@ const ITEMS_PER_DRAW: usize = 64;
 pub(super) enum Answer {
     /// The data has this length and lies in the buffer, or cannot be had.
     Snapshot {
-        place: PointerPlace,
+        request: SnapshotRequest,
         length: Result<usize, String>,
     },
     Drawn {
@@ -28,9 +28,10 @@ pub(super) enum Answer {
 /// Asks. `longest` says how long a value may be.
 pub(super) fn ask(read: Read, buffer: &mut Vec<u8>, longest: impl Fn(&Opcode) -> usize) -> Answer {
     match read {
-        Read::Pointer { place, opcode, pointer } => {
-            let length = snapshot(&pointer, buffer).and_then(|()| check(buffer, longest(&opcode)));
-            Answer::Snapshot { place, length: length.map(|()| buffer.len()) }
+        Read::Pointer(request) => {
+            let length =
+                snapshot(&request.pointer, buffer).and_then(|()| check(buffer, longest(&request.opcode)));
+            Answer::Snapshot { request, length: length.map(|()| buffer.len()) }
         }
         Read::Enumeration { table, items } => {
             let check = |opcode: &Opcode, value: &[u8]| check(value, longest(opcode));

@@ -6,7 +6,7 @@
 
 use super::LinkError;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{PointerPlace, SessionId, SourceCore, Unreadable};
+use crate::proto::source::{SessionId, SnapshotRequest, SourceCore, Unreadable};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{Consumer, Producer};
 use crate::stats::DestinationId;
@@ -105,16 +105,16 @@ impl OutgoingLink {
         })
     }
 
-    /// Puts the record of a pointer's data in the ring, unless its entry has changed meanwhile. If it does not fit, room is
-    /// awaited, and the data will be read again.
+    /// Puts the record of a pointer's data in the ring, unless the item holds something else by now. If it does not fit, room
+    /// is awaited, and the data will be read again.
     pub(crate) fn send_snapshot(
         &mut self,
         core: &mut SourceCore,
-        place: PointerPlace,
+        request: &SnapshotRequest,
         snapshot: Result<&[u8], Unreadable>,
     ) {
         if self.failed.is_none()
-            && let Err(error) = self.try_send_snapshot(core, place, snapshot)
+            && let Err(error) = self.try_send_snapshot(core, request, snapshot)
         {
             self.failed = Some(error);
         }
@@ -193,14 +193,13 @@ impl OutgoingLink {
     fn try_send_snapshot(
         &mut self,
         core: &mut SourceCore,
-        place: PointerPlace,
+        request: &SnapshotRequest,
         snapshot: Result<&[u8], Unreadable>,
     ) -> Result<(), LinkError> {
-        let Some(outgoing) = core.poll_snapshot(self.session, place, snapshot) else { return Ok(()) };
+        let Some(outgoing) = core.poll_snapshot(self.session, request, snapshot) else { return Ok(()) };
         let length = outgoing.frame.len_bytes();
         if self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
-            let entry = outgoing.entry;
-            core.handle_sent(self.session, entry);
+            core.handle_snapshot_sent(self.session, request);
             return self.publish();
         }
         core.handle_full(self.session);

@@ -388,13 +388,14 @@ impl Service {
             let State { core, links, counters, .. } = &mut *guard;
             let Some(link) = links[session].as_mut() else { return false };
             match answer {
-                Answer::Snapshot { place, length: Ok(length) } => {
-                    link.send_snapshot(core, place, Ok(&self.snapshot[..length]));
+                Answer::Snapshot { request, length: Ok(length) } => {
+                    link.send_snapshot(core, &request, Ok(&self.snapshot[..length]));
                 }
-                Answer::Snapshot { place, length: Err(why) } => {
-                    counters.last_error =
-                        core.describe(place).map(|item| format!("{item} could not be read: {why}"));
-                    link.send_snapshot(core, place, Err(Unreadable));
+                Answer::Snapshot { request, length: Err(why) } => {
+                    if let Some(item) = core.describe(&request) {
+                        counters.last_error = Some(format!("{item} could not be read: {why}"));
+                    }
+                    link.send_snapshot(core, &request, Err(Unreadable));
                 }
                 Answer::Drawn { table, drawn: Ok(drawn) } => core.handle_drawn(session, table, drawn),
                 Answer::Drawn { table, drawn: Err(why) } => {

@@ -17,7 +17,7 @@
 //! 4. A flush waits for an entry if its bit is set there. Each record that was sent since, or was the newest in flight then,
 //!    carries the bit; no other does.
 //! 5. An entry that is queued has its place in the queue of its kind: tables' own records, data, or pointers. One whose kind
-//!    has changed since is moved when its place comes to the front.
+//!    has changed since is moved when its place comes to the front, or when the queue of its kind is empty and it is first.
 
 mod flush;
 mod queue;
@@ -381,6 +381,14 @@ impl SyncCache {
 
     /// The item that goes next, among those whose data is in the store, or among pointers.
     pub(crate) fn next_waiting(&mut self, pointers: bool) -> Option<EntryId> {
+        self.first_waiting(pointers).or_else(|| {
+            // One whose kind has changed may lie at the front of the other queue, which nobody else may ever look at.
+            self.first_waiting(!pointers);
+            self.first_waiting(pointers)
+        })
+    }
+
+    fn first_waiting(&mut self, pointers: bool) -> Option<EntryId> {
         loop {
             let queue = if pointers { &mut self.waiting_pointers } else { &mut self.waiting };
             let id = queue.front()?;
@@ -399,32 +407,34 @@ impl SyncCache {
         }
     }
 
-    /// The entry's newest change is in the ring, at the next ordinal. Answers the entry as it was before.
-    pub(crate) fn handle_sent(&mut self, id: EntryId, store: &Store) -> CacheEntry {
-        let change = self.change_of(id, store);
+    /// A change of the entry is in the ring, at the next ordinal: the newest, or an older one whose data was read before the
+    /// newest was made, which then goes on waiting.
+    pub(crate) fn handle_sent(&mut self, id: EntryId, change: ChangeNumber, store: &Store) {
+        let is_newest = change == self.change_of(id, store);
         let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
-        let entry = self.entry_mut(id);
-        let before = *entry;
-        entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
-        entry.flags &= !(CacheEntry::WAITING | CacheEntry::GATED);
-        let mut flushes = entry.flushes;
+        let before = self.entry(id);
+        let mut flushes = if is_newest { before.flushes } else { 0 };
         if !before.is_unacked() {
             // A replay sends what has no entry.
             let EntryKind::Item(item) = id.kind() else { unreachable!("a table's own records are recorded") };
             let holds = Holds::of(store.item(item));
-            entry.flags |= holds.flags();
-            flushes = 0;
+            self.entry_mut(id).flags |= holds.flags();
             self.unacked += 1;
             self.pointers += usize::from(holds == Holds::Pointer);
+            flushes = 0;
         }
+        let entry = self.entry_mut(id);
+        entry.flags |= CacheEntry::SENT | CacheEntry::UNACKED;
+        entry.flags &= !(CacheEntry::GATED | if is_newest { CacheEntry::WAITING } else { 0 });
+        let after = *entry;
         self.waiting_again -= usize::from(id.is_item() && before.is_waiting_again());
+        self.waiting_again += usize::from(id.is_item() && after.is_waiting_again());
         self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes });
         self.compact_if_long(store);
         if before.is_waiting() {
             self.turn(id, before);
         }
-        before
     }
 
     /// S6: deletes the entries whose newest change the ack covers, and reports each.
@@ -468,8 +478,8 @@ impl SyncCache {
         let failing = entry.attempts >= FAILING_ATTEMPTS;
         let after = *entry;
         self.waiting_again += usize::from(id.is_item());
-        if failing && !already_failing {
-            self.failing += 1;
+        self.failing += usize::from(failing && !already_failing);
+        if failing {
             self.note_failing(id);
         }
         if !queued {
@@ -591,6 +601,7 @@ impl SyncCache {
         newly
     }
 
+    /// An entry that is failing may be named if others are so no more.
     fn note_failing(&mut self, id: EntryId) {
         let tables = &mut self.tables;
         self.failing_examples
@@ -682,13 +693,13 @@ mod tests {
         }
         for round in 0..10_000 {
             let id = entries[round % entries.len()];
-            cache.handle_sent(id, &store);
+            cache.handle_sent(id, cache.change_of(id, &store), &store);
             cache.resend(id);
             assert!(cache.in_flight.len() <= 4 * cache.unacked() + 64, "{} records", cache.in_flight.len());
         }
         for &id in &entries {
             let seq = cache.change_of(id, &store).seq();
-            cache.handle_sent(id, &store);
+            cache.handle_sent(id, cache.change_of(id, &store), &store);
             let last = cache.next_ordinal() - 1;
             let ack = Ack { first: last, last, first_seq: seq, last_seq: seq };
             let mut deleted = Vec::new();

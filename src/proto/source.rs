@@ -10,8 +10,8 @@
 //!
 //! Invariants:
 //! 1. A frame is made from the store, or from a snapshot of the application's data, at the time it is sent: a resend
-//!    carries the newest value, in the order of the ring. A snapshot counts only if its entry has not changed since it was
-//!    asked for.
+//!    carries the newest value, in the order of the ring. A snapshot counts for the change that was the newest when it was
+//!    asked for, and for none if the item holds something else by then.
 //! 2. Removing an item that was not sent on a session leaves nothing of it there, if the table keeps its items. If not, the
 //!    destination may hold it from before.
 //! 3. A tombstone exists while a session owes the ack of it, and each session owes it once.
@@ -25,7 +25,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{ItemId, NewValue, Store, Stored, TableId, Value};
+use super::store::{Item, ItemId, NewValue, Store, Stored, TableId, Value};
 use crate::opcode::{Opcode, OpcodeError};
 use crate::retention::{EnumeratedItems, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -103,16 +103,18 @@ pub(crate) struct Outgoing<'a> {
 #[derive(Debug)]
 pub(crate) enum Read {
     /// A copy of the data that a pointer leads to, for [`SourceCore::poll_snapshot`].
-    Pointer { place: PointerPlace, opcode: Opcode, pointer: Pointer },
+    Pointer(SnapshotRequest),
     /// Some items of an enumeration, for [`SourceCore::handle_drawn`].
     Enumeration { table: TableId, items: EnumeratedItems },
 }
 
-/// For which state of which entry a snapshot is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PointerPlace {
-    entry: EntryId,
+/// For which change of which entry a snapshot is taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotRequest {
+    pub(crate) entry: EntryId,
     change: ChangeNumber,
+    pub(crate) opcode: Opcode,
+    pub(crate) pointer: Pointer,
 }
 
 /// Data that could not be had: the item is named without it.
@@ -152,11 +154,11 @@ impl SourceCore {
         self.config.max_tombstones
     }
 
-    /// The item at a place, for a person; `None` if it is another one by now.
-    pub(crate) fn describe(&self, place: PointerPlace) -> Option<String> {
-        let EntryKind::Item(item) = place.entry.kind() else { return None };
-        let (stored, table) = (self.store.item(item), &self.store.tables()[usize::from(item.table)]);
-        (stored.change == place.change).then(|| format!("item {} of table {}", stored.opcode, table.name))
+    /// The item that was to be read, for a person; `None` if it has gone or holds something else by now.
+    pub(crate) fn describe(&self, request: &SnapshotRequest) -> Option<String> {
+        let EntryKind::Item(item) = request.entry.kind() else { return None };
+        let table = &self.store.tables()[usize::from(item.table)].name;
+        request.is_for(self.store.item(item)).then(|| format!("item {} of table {table}", request.opcode))
     }
 
     pub(crate) fn counters(&self) -> SourceCounters {
@@ -274,7 +276,8 @@ impl SourceCore {
     /// S2: the frame is in the ring.
     pub(crate) fn handle_sent(&mut self, id: SessionId, entry: EntryId) {
         if let Some(session) = self.sessions[id].as_mut() {
-            session.handle_sent(entry, &mut self.store);
+            let change = session.cache.change_of(entry, &self.store);
+            session.handle_sent(entry, change, &mut self.store);
         }
     }
 
@@ -301,33 +304,40 @@ impl SourceCore {
         let EntryKind::Item(item) = entry.kind() else { return None };
         let item = self.store.item(item);
         let Value::Pointer(pointer) = &item.value else { return None };
-        let place = PointerPlace { entry, change: item.change };
-        Some(Read::Pointer { place, opcode: item.opcode.clone(), pointer: pointer.clone() })
+        let (opcode, pointer) = (item.opcode.clone(), pointer.clone());
+        Some(Read::Pointer(SnapshotRequest { entry, change: item.change, opcode, pointer }))
     }
 
-    /// The frame for a snapshot, unless its entry has changed since it was asked for.
+    /// The frame for a snapshot, unless the item has gone or holds something else since it was asked for. If only its data
+    /// has changed, the frame carries the number that the item had then, and the entry goes on waiting: an item that changes
+    /// all the time is sent nevertheless.
     pub(crate) fn poll_snapshot<'a>(
         &'a mut self,
         id: SessionId,
-        place: PointerPlace,
+        request: &SnapshotRequest,
         snapshot: Result<&'a [u8], Unreadable>,
     ) -> Option<Outgoing<'a>> {
         let session = self.sessions[id].as_mut()?;
-        let PointerPlace { entry, change } = place;
-        let state = session.cache.entry(entry);
-        if !state.is_waiting() || !state.is_pointer() || session.cache.change_of(entry, &self.store) != change
-        {
-            return None;
-        }
+        let SnapshotRequest { entry, change, .. } = *request;
         let EntryKind::Item(item) = entry.kind() else { return None };
         let item = self.store.item(item);
+        if !session.cache.entry(entry).is_waiting() || !request.is_for(item) {
+            return None;
+        }
         let opcode = item.opcode.as_bytes();
         let payload = match snapshot {
             Ok(value) => Payload::Set { opcode, value, created: item.created },
             Err(Unreadable) => Payload::Named { opcode },
         };
         session.counters.unreadable += u64::from(snapshot.is_err());
-        Some(Outgoing { entry, frame: session.frame_of(entry, payload, &self.store) })
+        Some(Outgoing { entry, frame: session.frame_of(entry, change, payload) })
+    }
+
+    /// S2: the frame of a snapshot is in the ring.
+    pub(crate) fn handle_snapshot_sent(&mut self, id: SessionId, request: &SnapshotRequest) {
+        if let Some(session) = self.sessions[id].as_mut() {
+            session.handle_sent(request.entry, request.change, &mut self.store);
+        }
     }
 
     /// Takes in what was drawn from an enumeration. What is known to have changed or gone since it began is passed over.
@@ -554,6 +564,15 @@ impl SourceCore {
             waiting: state.is_waiting(),
             attempts: state.attempts(),
         }
+    }
+}
+
+impl SnapshotRequest {
+    /// Whether the item is the one whose data was read, in the same life, and holds the same pointer.
+    fn is_for(&self, item: &Item) -> bool {
+        matches!(&item.value, Value::Pointer(pointer) if *pointer == self.pointer)
+            && item.opcode == self.opcode
+            && item.created <= self.change
     }
 }
 

@@ -160,13 +160,16 @@ impl Store {
         self.tables[usize::from(table)].find(opcode).map(|index| ItemId { table, index })
     }
 
-    /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one.
+    /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
+    /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
+    /// before the application said it to all.
     pub(crate) fn set(&mut self, id: TableId, opcode: Opcode, value: NewValue<'_>, always: bool) -> Stored {
         let table = &self.tables[usize::from(id)];
         let index = table.find(&opcode);
         if let Some(index) = index
             && let (Value::Data(old), NewValue::Data(new)) = (&table.items[index as usize].value, value)
             && !always
+            && table.keeps_all()
             && **old == *new
         {
             return Stored::Unchanged;

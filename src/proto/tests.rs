@@ -359,8 +359,8 @@ fn every_table_goes_forward_in_each_ring_full() {
             let is_item = |payload: &Payload<'_>| matches!(payload, Payload::Set { .. });
             let mut sent = outgoing.take().map(|(entry, payload)| (entry, is_item(&payload)));
             if sent.is_none() {
-                let Some(Read::Pointer { place, .. }) = core.poll_read(session) else { break };
-                let frame = core.poll_snapshot(session, place, Ok(b"v"));
+                let Some(Read::Pointer(request)) = core.poll_read(session) else { break };
+                let frame = core.poll_snapshot(session, &request, Ok(b"v"));
                 sent = frame.map(|outgoing| (outgoing.entry, true));
             }
             let Some((entry, is_item)) = sent else { break };
@@ -415,4 +415,17 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     assert_ne!(next, slow, "its place is its own until its link is gone");
     core.detach(slow);
     assert_eq!(core.attach(Subscription::all()), slow);
+}
+
+#[test]
+fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
+    let key = 1u32.to_opcode().unwrap();
+    bench.core.set(bench.table, key.clone(), NewValue::Pointer(&pointer));
+    bench.set(1, b"data");
+    assert_eq!(bench.pump(), 1, "nothing must be read for it");
+    bench.core.set(bench.table, key, NewValue::Pointer(&pointer));
+    assert_eq!(bench.pump(), 0);
+    assert!(bench.core.has_reads(bench.session), "and the other way round");
 }

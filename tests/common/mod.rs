@@ -6,10 +6,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use shmirror::{Opcode, Replica, ResendPolicy, Source, SourceOptions, Table};
+use shmirror::{
+    Destination, DestinationState, Event, HandlerResult, Opcode, Replica, ResendPolicy, Source,
+    SourceOptions, Table,
+};
 
 /// Far longer than anything takes here, however busy the machine is.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long one of many looks waits.
+pub(crate) const MOMENT: Duration = Duration::from_millis(5);
 
 /// Calls `step` until it is true.
 pub(crate) fn until(what: &str, mut step: impl FnMut() -> bool) {
@@ -25,6 +31,12 @@ pub(crate) fn no_resend() -> ResendPolicy {
     ResendPolicy { interval: Duration::from_secs(3600), ..ResendPolicy::default() }
 }
 
+/// A resend within a few milliseconds, for tests of what is sent again.
+pub(crate) fn quick_resend() -> ResendPolicy {
+    let interval = Duration::from_millis(4);
+    ResendPolicy { interval, max_interval: 4 * interval, ..ResendPolicy::default() }
+}
+
 /// A source in `dir` without resends.
 pub(crate) fn source_options(dir: &Path) -> SourceOptions {
     Source::options().runtime_dir(dir).resend(no_resend())
@@ -33,6 +45,46 @@ pub(crate) fn source_options(dir: &Path) -> SourceOptions {
 /// A replica of the source `name` in `dir`.
 pub(crate) fn replica(dir: &Path, name: &str) -> Replica {
     Replica::options().runtime_dir(dir).connect(name).unwrap()
+}
+
+/// A replica that has got all that its source `s` in `dir` has.
+pub(crate) fn synced_replica(dir: &Path) -> Replica {
+    let mut replica = replica(dir, "s");
+    replica.wait_synced(PATIENCE).unwrap();
+    replica
+}
+
+/// A destination of the source `s` in `dir`.
+pub(crate) fn destination(dir: &Path) -> Destination {
+    Destination::options().runtime_dir(dir).connect("s").unwrap()
+}
+
+/// Lets a replica take in what comes until `done`.
+pub(crate) fn follow(replica: &mut Replica, what: &str, mut done: impl FnMut(&Replica) -> bool) {
+    until(what, || {
+        replica.wait(MOMENT).unwrap();
+        done(replica)
+    });
+}
+
+/// Lets a destination take in what comes until `done`; `handler` is told of each event.
+pub(crate) fn receive(
+    destination: &mut Destination,
+    what: &str,
+    mut handler: impl FnMut(Event<'_>) -> HandlerResult,
+    mut done: impl FnMut(&Destination) -> bool,
+) {
+    until(what, || {
+        destination.recv_timeout(MOMENT, &mut handler).unwrap();
+        done(destination)
+    });
+}
+
+/// What the only destination of a source has on its account.
+pub(crate) fn only_destination(source: &Source) -> DestinationState {
+    let mut destinations = source.stats().destinations;
+    assert_eq!(destinations.len(), 1);
+    destinations.remove(0)
 }
 
 pub(crate) fn contents(replica: &Replica, table: &str) -> BTreeMap<Opcode, Vec<u8>> {

@@ -1,10 +1,14 @@
 //! The other end of a link, made by hand: sequenced-packet sockets, greetings and regions as `src/wire/hello.rs` and
 //! `src/region/layout.rs` picture them, and whatever else a stranger may come up with.
 
+#![allow(unsafe_code, reason = "shared memory made by hand")]
+#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
+
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -15,7 +19,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::PATIENCE;
+use crate::common::PATIENCE;
 
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"shmirror");
 pub(crate) const VERSION: u32 = 1;
@@ -24,6 +28,9 @@ pub(crate) const ACCEPT: u32 = 2;
 pub(crate) const REFUSE: u32 = 3;
 pub(crate) const CHANGE_REGION: u32 = 1;
 pub(crate) const ACK_REGION: u32 = 2;
+
+/// As long as either side waits for the other's greeting.
+pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) const TAIL: usize = 128;
 pub(crate) const HEAD: usize = 256;
@@ -36,6 +43,27 @@ pub(crate) fn greeting(magic: u64, version: u32, kind: u32, fields: [u64; 2]) ->
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(fields.map(u64::to_ne_bytes).concat());
     bytes
+}
+
+/// A hello with all that a destination says first. `wanted` is the subscription's part.
+pub(crate) fn hello(incarnation: u64, ack_ring_bytes: u64, wanted: &[u8]) -> Vec<u8> {
+    let mut bytes = greeting(MAGIC, VERSION, HELLO, [incarnation, ack_ring_bytes]);
+    bytes.extend(wanted);
+    bytes
+}
+
+/// In place of a number of tables, or of prefixes of a table: all that there is.
+pub(crate) const EVERYTHING: [u8; 4] = [0xff; 4];
+pub(crate) const ALL_ITEMS: [u8; 2] = [0xff; 2];
+
+/// A subscription by hand: so many tables, and what is said of them.
+pub(crate) fn wanted(tables: u32, fields: &[&[u8]]) -> Vec<u8> {
+    [&tables.to_ne_bytes()[..], &fields.concat()].concat()
+}
+
+/// A table's name or a prefix: its length in one byte, and the bytes.
+pub(crate) fn short(bytes: &[u8]) -> Vec<u8> {
+    [&[bytes.len() as u8][..], bytes].concat()
 }
 
 /// A refusal's reason; panics if the bytes are none.
@@ -195,6 +223,14 @@ impl RawRegion {
 
     pub(crate) fn put_record_header(&self, at: usize, len: u32, kind: u32) {
         self.put_data(at, &[len.to_ne_bytes(), kind.to_ne_bytes()].concat());
+    }
+
+    /// Headers everywhere, of records and of padding, whose lengths may be anything.
+    pub(crate) fn put_random_headers(&self, random: &mut fastrand::Rng) {
+        for at in (0..self.map.len() - DATA).step_by(8) {
+            let longest = if random.bool() { 64 } else { 5000 };
+            self.put_record_header(at, random.u32(..longest), random.u32(1..=2));
+        }
     }
 
     fn put_bytes(&self, at: usize, bytes: &[u8]) {

@@ -35,6 +35,7 @@ pub(super) struct Deferred {
     change: u64,
     before: Option<u64>,
     was_this_epoch: bool,
+    was_told_gone: bool,
     /// The number of the link that it came on.
     pub(super) link: u64,
 }
@@ -86,13 +87,15 @@ impl App {
             Event::Removed { table, opcode, .. } => {
                 let item = item_of(table, opcode);
                 let held = self.items.get(&item).copied();
-                let told = self.told_gone.remove(&item);
+                let told = self.told_gone.contains(&item);
                 assert!(held.is_some() || told, "only what was handed over is removed: {item:?}");
                 if let Some(held) = held {
                     check_removed(&item, held, at);
                 }
                 if self.defer_or_not(&event, &item, held, at) {
                     self.told_gone.insert(item.clone());
+                } else {
+                    self.told_gone.remove(&item);
                 }
                 self.items.remove(&item);
                 if at.owner.has(&item) {
@@ -111,9 +114,13 @@ impl App {
 
     /// The application refuses what it had put off, and goes back to what it had.
     pub(super) fn go_back(&mut self, deferred: Deferred) {
-        let Deferred { item, change, before, was_this_epoch, .. } = deferred;
+        let Deferred { item, change, before, was_this_epoch, was_told_gone, .. } = deferred;
         self.told.remove(&(item.clone(), change));
-        self.told_gone.remove(&item);
+        if was_told_gone {
+            self.told_gone.insert(item.clone());
+        } else {
+            self.told_gone.remove(&item);
+        }
         if !was_this_epoch {
             self.this_epoch.remove(&item);
         }
@@ -162,6 +169,7 @@ impl App {
             change: at.change,
             before,
             was_this_epoch: self.this_epoch.contains(item),
+            was_told_gone: self.told_gone.contains(item),
             link: at.link,
         });
         true

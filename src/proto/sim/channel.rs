@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::super::cache::EntryId;
 use super::super::destination::{DestinationCore, Event};
 use super::super::source::{Drawn, Outgoing, Read, SessionId, SourceCore, Unreadable};
 use super::app::{App, Circumstances};
@@ -27,7 +26,7 @@ impl World {
                 return self.source.handle_full(session);
             }
             let (staged, entry) = (Staged::of(&outgoing), outgoing.entry);
-            self.put(node, staged, entry);
+            self.put(node, staged, |source| source.handle_sent(session, entry));
         }
     }
 
@@ -38,12 +37,12 @@ impl World {
             let most = self.rng.usize(1..8);
             let Some(read) = self.source.poll_read(link.session) else { return };
             link.asked = Some(match read {
-                Read::Pointer { place, pointer, .. } => {
+                Read::Pointer(request) => {
                     let mut data = Vec::new();
-                    pointer.read(&mut data).unwrap();
+                    request.pointer.read(&mut data).unwrap();
                     let fails = self.faults && self.rng.u32(..10) == 0;
                     self.seen.note_if(fails, Hazard::SnapshotFailed);
-                    Asked::Snapshot { place, data: (!fails).then_some(data) }
+                    Asked::Snapshot { request, data: (!fails).then_some(data) }
                 }
                 Read::Enumeration { table, items } => {
                     Asked::Drawn { table, drawn: Drawn::draw(items, most, |_, _| Ok(())).unwrap() }
@@ -62,17 +61,17 @@ impl World {
         let session = link.session;
         match link.asked.take() {
             None => {}
-            Some(Asked::Snapshot { place, data }) => {
+            Some(Asked::Snapshot { request, data }) => {
                 let snapshot = data.as_deref().ok_or(Unreadable);
-                let Some(outgoing) = self.source.poll_snapshot(session, place, snapshot) else {
+                let Some(outgoing) = self.source.poll_snapshot(session, &request, snapshot) else {
                     return self.seen.note(Hazard::SnapshotOutdated);
                 };
                 if full {
                     self.seen.note(Hazard::RingFullAtRead);
                     return self.source.handle_full(session);
                 }
-                let (staged, entry) = (Staged::of(&outgoing), outgoing.entry);
-                self.put(node, staged, entry);
+                let staged = Staged::of(&outgoing);
+                self.put(node, staged, |source| source.handle_snapshot_sent(session, &request));
             }
             Some(Asked::Drawn { table, drawn }) => {
                 let name = self.source.store().tables()[usize::from(table)].name.to_string();
@@ -100,14 +99,16 @@ impl World {
     }
 
     /// Puts a record in a ring that has room for it.
-    fn put(&mut self, node: usize, staged: Staged, entry: EntryId) {
+    fn put(&mut self, node: usize, staged: Staged, sent: impl FnOnce(&mut SourceCore)) {
         let Some(session) = self.session(node) else { return };
         let before = self.resent(session);
-        self.source.handle_sent(session, entry);
+        sent(&mut self.source);
         let resent = self.resent(session) > before;
         let Staged { bytes, table, opcode, change } = staged;
         let name = &self.source.store().tables()[usize::from(table)].name;
         let item = opcode.map(|opcode| item_of(name, &opcode));
+        let newest = item.as_ref().and_then(|item| newest_change(&self.source, item));
+        self.seen.note_if(newest.is_some_and(|newest| newest > change), Hazard::SnapshotOlder);
         self.trace.note(|| {
             let again = if resent { " again" } else { "" };
             format!("to {node}{again}: {}", told(&bytes, name))

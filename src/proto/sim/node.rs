@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::super::destination::DestinationCore;
-use super::super::source::{Drawn, PointerPlace, SessionId};
+use super::super::source::{Drawn, SessionId, SnapshotRequest};
 use super::super::store::TableId;
 use super::app::App;
 use super::{Item, TABLES};
@@ -44,7 +44,7 @@ pub(super) struct Record {
 }
 
 pub(super) enum Asked {
-    Snapshot { place: PointerPlace, data: Option<Vec<u8>> },
+    Snapshot { request: SnapshotRequest, data: Option<Vec<u8>> },
     Drawn { table: TableId, drawn: Drawn },
 }
 

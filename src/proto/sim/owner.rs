@@ -221,6 +221,17 @@ impl Owner {
         rng.u32(..4) > 0
     }
 
+    /// Changes an item's pointed-to data, if it has any, and lines up the call that tells so.
+    pub(super) fn touch(&mut self, item: &Item) {
+        if let Some(cell) = self.shared.get(item) {
+            self.version += 1;
+            cell.0.store(self.version, Ordering::Relaxed);
+            self.own.lock().unwrap().insert(item.clone(), self.version);
+            self.untold.remove(item);
+            self.calls.push_back(Call::Touch(item.clone(), cell.clone()));
+        }
+    }
+
     /// The next change that the source was not told of.
     pub(super) fn next_call(&mut self) -> Option<Call> {
         self.calls.pop_front()
@@ -248,11 +259,14 @@ impl Owner {
             Call::Set(_, version) => {
                 let value = version.to_ne_bytes();
                 let stored = source.set(table, opcode.clone(), NewValue::Data(&value));
-                // An enumeration may have named it before.
-                assert!(stored != Stored::Unchanged || !keeps_newest, "each version is another value");
+                assert_ne!(stored, Stored::Unchanged, "each version is another value");
                 seen.note_if(before == Some(false), Hazard::TombstoneRevived);
                 let again = source.set(table, opcode.clone(), NewValue::Data(&value));
-                assert!(again == Stored::Unchanged || !keeps_newest, "an equal value is no change");
+                assert_eq!(
+                    again == Stored::Unchanged,
+                    keeps_newest,
+                    "an equal value is no change if it is known"
+                );
                 seen.note_if(again == Stored::Unchanged, Hazard::EqualValue);
             }
             Call::Share(_, cell) => share(source, table, opcode, cell),

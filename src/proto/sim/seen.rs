@@ -43,6 +43,7 @@ pub(super) enum Hazard {
     ReadyLate,
     PointerChangedUntold,
     SnapshotOutdated,
+    SnapshotOlder,
     KindChanged,
     EqualValue,
     Overrun,
@@ -55,7 +56,7 @@ pub(super) enum Hazard {
 }
 
 /// Each with words for a person, in the order of the enum.
-const HAZARDS: [(Hazard, &str); 47] = [
+const HAZARDS: [(Hazard, &str); 48] = [
     (Hazard::RecordLost, "a record was lost"),
     (Hazard::RecordRepeated, "a record came twice"),
     (Hazard::RecordLate, "a record came after later ones"),
@@ -93,7 +94,8 @@ const HAZARDS: [(Hazard, &str); 47] = [
     (Hazard::CallBehindState, "an enumeration saw a change that the source was told of later"),
     (Hazard::ReadyLate, "a table became ready while a destination waited"),
     (Hazard::PointerChangedUntold, "pointed-to data changed and the source was not told yet"),
-    (Hazard::SnapshotOutdated, "an entry changed while its data was read"),
+    (Hazard::SnapshotOutdated, "an entry held something else when its data had been read"),
+    (Hazard::SnapshotOlder, "an entry got a newer number while its data was read"),
     (Hazard::KindChanged, "an entry changed between data and pointer"),
     (Hazard::EqualValue, "an equal value was set"),
     (Hazard::Overrun, "a destination had too many tombstones"),

@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::super::resend::ResendPolicy;
 use super::super::source::{SourceConfig, SourceCore};
 use super::super::store::Value;
-use super::node::Node;
+use super::node::{Asked, Node};
 use super::owner::{Call, Items, Owner};
 use super::seen::{Hazard, Seen};
-use super::{CHANGES, GROUPS, Item, KEYS, QUIET_ROUNDS, STEPS, TABLES};
+use super::{CHANGES, GROUPS, Item, KEYS, QUIET_ROUNDS, STEPS, TABLES, item_of};
 use crate::opcode::ToOpcode;
 use crate::seq::{ChangeNumber, SyncSeq};
 
@@ -143,7 +143,8 @@ impl World {
             226..227 => {
                 self.nodes[node].app.poison = self.rng.bool().then(|| self.draw_item());
             }
-            227..230 => self.tell_next(),
+            227..229 => self.tell_next(),
+            229..231 => self.touch_what_is_read(node),
             _ => {
                 let table = TABLES[self.rng.usize(..TABLES.len())];
                 self.make_and_ready(table);
@@ -214,6 +215,15 @@ impl World {
         if told {
             while self.tell_next_call() {}
         }
+    }
+
+    /// Data changes, and the source is told so, between the snapshot of it and its sending.
+    fn touch_what_is_read(&mut self, node: usize) {
+        let asked = self.nodes[node].link.as_ref().and_then(|link| link.asked.as_ref());
+        let Some(Asked::Snapshot { request, .. }) = asked else { return };
+        let table = &self.source.store().tables()[usize::from(request.entry.table)];
+        self.owner.touch(&item_of(&table.name, &request.opcode));
+        while self.tell_next_call() {}
     }
 
     fn tell_next(&mut self) {

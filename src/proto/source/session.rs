@@ -131,7 +131,7 @@ impl Session {
     }
 
     /// S2: a frame is in the ring.
-    pub(super) fn handle_sent(&mut self, entry: EntryId, store: &mut Store) {
+    pub(super) fn handle_sent(&mut self, entry: EntryId, change: ChangeNumber, store: &mut Store) {
         self.counters.sent += 1;
         let before = self.cache.entry(entry);
         self.counters.resent += u64::from(before.attempts() > 0);
@@ -147,7 +147,7 @@ impl Session {
             let flushes = self.replay.take_flushes(created, before.flushes());
             self.cache.add_flushes(entry, flushes);
         }
-        self.cache.handle_sent(entry, store);
+        self.cache.handle_sent(entry, change, store);
         self.read_went = before.is_pointer();
         if self.read_went {
             self.handle_read();
@@ -187,11 +187,15 @@ impl Session {
             EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(entry.table)].name },
             EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked(store) },
         };
-        self.frame_of(entry, payload, store)
+        self.frame_of(entry, self.cache.change_of(entry, store), payload)
     }
 
-    pub(super) fn frame_of<'a>(&self, entry: EntryId, payload: Payload<'a>, store: &Store) -> Frame<'a> {
-        let change = self.cache.change_of(entry, store);
+    pub(super) fn frame_of<'a>(
+        &self,
+        entry: EntryId,
+        change: ChangeNumber,
+        payload: Payload<'a>,
+    ) -> Frame<'a> {
         Frame { change, ordinal: self.cache.next_ordinal(), table: entry.table, payload }
     }
 
