@@ -101,7 +101,7 @@ fn manifest(project: &Path) -> String {
         of.iter().map(|of| line(of).unwrap_or_else(|| panic!("Cargo.toml has {of}")) + "\n").collect()
     };
     format!(
-        "[package]\n{}publish = false\n\n[dependencies]\n{}\n[profile.dev]\nopt-level = 1\n\n[workspace]\n",
+        "[package]\n{}publish = false\n\n[dependencies]\n{}\n[profile.dev]\nopt-level = 1\n\n[profile.dev.package.\"*\"]\nopt-level = 0\n\n[workspace]\n",
         lines(&["name", "version", "edition", "rust-version"]),
         lines(&DEPENDENCIES),
     )
