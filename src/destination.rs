@@ -207,7 +207,8 @@ impl Destination {
         owed
     }
 
-    /// Wants other items from now on. The present link is given up, and the next calls attach anew; what is not wanted any
+    /// Wants other items from now on. The present link is given up, without an [`Event::SourceLost`], and the next calls
+    /// attach anew; what is not wanted any
     /// more is told as [`Event::Removed`] then: items of tables that are not named at once, others at the end marker of their
     /// table.
     ///

@@ -35,12 +35,15 @@
 //! # Where to go from here
 //!
 //! - [`Source`], [`Table`]: set, remove, edit, ready, flush. [`SourceOptions`]: ring size, resend policy, users.
-//! - [`Destination`]: events with acknowledgement, for a process with tables of its own. [`Replica`]: the map, kept for you.
+//! - [`Snapshot`]: data that stays in the application and is read when it is sent. [`Retention`]: how much a source keeps.
+//! - [`Destination`]: events with acknowledgement, for a process with tables of its own; acknowledgement can come later
+//!   ([`Event::defer_ack`]). [`Replica`]: the map, kept for you. [`Subscription`]: a part of it.
 //! - [`Opcode`]: how items are identified. [`SourceStats`], [`DestinationStats`]: what happens, in numbers.
 //!
 //! # What it promises
 //!
-//! - A publisher never waits for a destination, and nothing is lost: what does not fit stays in the sync cache.
+//! - A publisher never waits for a destination, and nothing is lost: what does not fit stays in the sync cache, which is
+//!   bounded by the items that there are and by [`max_tombstones`](SourceOptions::max_tombstones).
 //! - Changes of one item are applied in the order of the calls; intermediate values may be left out (and are counted).
 //! - No change is handed to the application twice within one life of a source, and none is acknowledged before it was
 //!   applied. A handler that fails gets the item again.

@@ -343,6 +343,15 @@ mod tests {
     use crate::sys::test_process::{alone, forked};
 
     #[test]
+    fn handles_can_be_used_from_several_threads() {
+        fn shared<T: Send + Sync + 'static>() {}
+        fn cloned<T: Clone>() {}
+        shared::<Source>();
+        shared::<Table>();
+        cloned::<Table>();
+    }
+
+    #[test]
     fn handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock() {
         alone(
             "source::tests::handles_in_a_forked_child_touch_nothing_and_do_not_wait_for_the_parents_lock",

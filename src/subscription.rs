@@ -20,6 +20,7 @@ use crate::opcode::{Opcode, OpcodeError, ToOpcode};
 /// # Ok::<(), shmirror::OpcodeError>(())
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub struct Subscription {
     /// `None` for every table in full.
     tables: Option<BTreeMap<Box<str>, Selection>>,
@@ -27,6 +28,7 @@ pub struct Subscription {
 
 /// What is wanted of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) enum Selection {
     All,
     /// The items whose opcodes begin with one of these, which are sorted, and none of which begins with another.

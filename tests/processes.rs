@@ -4,27 +4,23 @@
 #![allow(unsafe_code, reason = "a child that forks")]
 
 mod common;
+#[path = "common/process.rs"]
+mod process;
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, contents, contents_of_source, entries, replica, source_options, until};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork};
-use shmirror::{CreateError, Destination, Event, Flushed, Opcode, Replica, Source, SourceOptions, Table};
+use process::{Contents, Place, Process, digest, heard, run_replica, say, state_of};
+use shmirror::{CreateError, Destination, Event, Flushed, Replica, Source, SourceOptions, Table};
 
 const ITEMS: u32 = 2000;
 const RING_BYTES: u64 = 64 * 1024;
 /// What one of the records here takes up in the ring: two headers, opcode and value.
 const RECORD_BYTES: u64 = 8 + 24 + 4 + 4;
-
-type Contents = BTreeMap<Opcode, Vec<u8>>;
 
 #[test]
 fn destination_killed_is_forgotten_and_gets_the_full_state_when_it_comes_again() {
@@ -61,7 +57,7 @@ fn source_killed_while_it_publishes_is_taken_over_and_what_is_gone_is_swept() {
     let mut replica = replica(place.dir(), "s");
     let mut destination = Destination::options().runtime_dir(place.dir()).connect("s").unwrap();
     let mut source = Process::start("storm", place.dir());
-    let first_pid = source.child.id();
+    let first_pid = source.id();
     replica.wait_synced(PATIENCE).unwrap();
     let mut log = Vec::new();
     until("a storm at both", || {
@@ -82,7 +78,7 @@ fn source_killed_while_it_publishes_is_taken_over_and_what_is_gone_is_swept() {
 
     // The next source is not loaded yet: items arrive, and none goes.
     let mut source = Process::start("half", place.dir());
-    let second_pid = source.child.id();
+    let second_pid = source.id();
     source.expect("loading");
     until("the items of the next source", || {
         receive(&mut destination, &mut log);
@@ -141,7 +137,7 @@ fn destination_stopped_during_a_storm_costs_little_and_converges_once_it_goes_on
     let mut stopped = Process::start("replica", place.dir());
     stopped.expect(&digest(&contents_of_source(&table)));
     assert!(matches!(source.flush(PATIENCE).unwrap(), Flushed::Acked(2)));
-    let before = state_of(&source, stopped.child.id()).sent;
+    let before = state_of(&source, &stopped).sent;
     stopped.signal(Signal::SIGSTOP);
 
     for round in 1..=ROUNDS {
@@ -155,15 +151,14 @@ fn destination_stopped_during_a_storm_costs_little_and_converges_once_it_goes_on
             live.wait(Duration::from_secs(1)).unwrap();
             contents(&live, "t") == contents_of_source(&table)
         });
-        let unacked = state_of(&source, stopped.child.id()).unacked;
+        let unacked = state_of(&source, &stopped).unacked;
         let most = u64::from(ITEMS) + RING_BYTES / RECORD_BYTES;
         assert!(unacked <= most, "{unacked} entries for {ITEMS} items, expected at most {most}");
     }
     stopped.signal(Signal::SIGCONT);
-    stopped.tell("report");
-    stopped.expect(&digest(&contents_of_source(&table)));
     assert!(matches!(source.flush(PATIENCE).unwrap(), Flushed::Acked(2)));
-    let state = state_of(&source, stopped.child.id());
+    assert_eq!(stopped.report(), digest(&contents_of_source(&table)));
+    let state = state_of(&source, &stopped);
     let (sent, most) = (state.sent - before, RING_BYTES / RECORD_BYTES + 2 * u64::from(ITEMS));
     println!("{sent} records for {ROUNDS} changes of {ITEMS} items");
     assert!(sent <= most, "{sent} records sent, expected at most {most}");
@@ -190,7 +185,7 @@ fn child_that_the_source_forked_does_not_hide_its_death() {
     replica.wait_synced(PATIENCE).unwrap();
     assert_eq!(contents(&replica, "t"), contents_of_source(&table));
     assert!(!source.is_silent(), "the forked child was to outlive all this");
-    source.stdin.take();
+    source.close_input();
     until("the forked child ends", || source.is_silent());
     drop((table, successor, replica));
     place.check_nothing_left();
@@ -231,10 +226,10 @@ fn recv_that_is_blocked_is_woken_by_the_death_of_its_source() {
 #[test]
 #[ignore = "a process of the other tests"]
 fn child() {
-    let (Some(role), Some(dir)) = (std::env::var_os(ROLE), std::env::var_os(DIR)) else { return };
-    let dir = Path::new(&dir);
-    match role.to_str().unwrap() {
-        "replica" => run_replica(&mut replica(dir, "s")),
+    let Some((role, dir)) = process::role() else { return };
+    let dir = dir.as_path();
+    match role.as_str() {
+        "replica" => run_replica(dir),
         "storm" => {
             let (_source, table) = full_source(dir, 0);
             let told = std::thread::spawn(heard);
@@ -246,7 +241,7 @@ fn child() {
             for (opcode, value) in half() {
                 table.set(opcode, value).unwrap();
             }
-            println!("{MARK}loading");
+            say("loading");
             assert_eq!(heard().as_deref(), Some("ready"));
             table.ready();
             assert_eq!(heard(), None);
@@ -264,44 +259,11 @@ fn child() {
                 // SAFETY: ends the child without running the parent's exit handlers.
                 unsafe { libc::_exit(0) }
             }
-            println!("{MARK}forked");
+            say("forked");
             assert_eq!(heard(), None);
         }
         other => panic!("no such role: {other}"),
     }
-}
-
-/// Says what it holds when it is in step for the first time, and again when it is asked and has settled.
-fn run_replica(replica: &mut Replica) {
-    let (asked, asks) = channel();
-    std::thread::spawn(move || {
-        while let Some(line) = heard() {
-            asked.send(line).unwrap();
-        }
-    });
-    replica.wait_synced(PATIENCE).unwrap();
-    println!("{MARK}{}", digest(&contents(replica, "t")));
-    let mut reported = None;
-    let mut asking = false;
-    loop {
-        match asks.try_recv() {
-            Ok(_) => asking = true,
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
-            Err(std::sync::mpsc::TryRecvError::Empty) => {}
-        }
-        replica.wait(Duration::from_millis(10)).unwrap();
-        let digest = digest(&contents(replica, "t"));
-        if asking && reported.as_ref() != Some(&digest) {
-            println!("{MARK}{digest}");
-            reported = Some(digest);
-        }
-    }
-}
-
-/// The next line of the parent; `None` once it has closed our standard input.
-fn heard() -> Option<String> {
-    let mut line = String::new();
-    (std::io::stdin().read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_string())
 }
 
 fn options(dir: &Path) -> SourceOptions {
@@ -344,17 +306,6 @@ fn half() -> Contents {
     (0..ITEMS).step_by(2).map(|item| (item.to_opcode().unwrap(), b"half".to_vec())).collect()
 }
 
-/// Contents in one line: their number and a sum over all bytes and their places.
-fn digest(contents: &Contents) -> String {
-    let mut sum = 0u64;
-    for (opcode, value) in contents {
-        for byte in opcode.as_bytes().iter().chain(value) {
-            sum = (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3).rotate_left(5);
-        }
-    }
-    format!("equal {} {sum:016x}", contents.len())
-}
-
 /// Takes in what is there; logs all events but those of single items.
 fn receive(destination: &mut Destination, log: &mut Vec<String>) {
     destination
@@ -379,125 +330,4 @@ fn wait_for_loss(replica: &mut Replica) -> Instant {
         !replica.is_attached()
     });
     Instant::now()
-}
-
-fn state_of(source: &Source, pid: u32) -> shmirror::DestinationState {
-    let stats = source.stats();
-    stats.destinations.into_iter().find(|state| state.id.pid == pid).expect("it is attached")
-}
-
-/// A runtime directory of one test.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Place {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn dir(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn check_nothing_left(&self) {
-        assert_eq!(entries(self.dir()), [""; 0], "in the runtime directory");
-        let shared = entries(Path::new("/dev/shm"));
-        assert!(!shared.iter().any(|name| name.contains("shmirror")), "in /dev/shm: {shared:?}");
-        // those that this thread has started and not waited for
-        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap();
-        assert_eq!(children, "", "child processes");
-    }
-}
-
-const ROLE: &str = "SHMIRROR_TEST_ROLE";
-const DIR: &str = "SHMIRROR_TEST_DIR";
-/// Tells our children's lines from the test harness's.
-const MARK: &str = "@ ";
-
-/// A child process, which is killed and waited for at the latest when this is dropped.
-struct Process {
-    child: Child,
-    /// The child ends when it is closed.
-    stdin: Option<ChildStdin>,
-    lines: Receiver<String>,
-}
-
-impl Process {
-    fn start(role: &str, dir: &Path) -> Process {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child", "--ignored", "--nocapture"]).env(ROLE, role).env(DIR, dir);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
-        let (line, lines) = channel();
-        std::thread::spawn(move || {
-            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Some((_, text)) = text.split_once(MARK) {
-                    let _ = line.send(text.to_string()); // the test may be over
-                }
-            }
-        });
-        Process { child, stdin, lines }
-    }
-
-    /// Waits for that line, over others.
-    fn expect(&mut self, expected: &str) {
-        self.wait_for(expected, |line| line == expected);
-    }
-
-    fn expect_start(&mut self, expected: &str) {
-        self.wait_for(expected, |line| line.starts_with(expected));
-    }
-
-    fn wait_for(&mut self, what: &str, is_it: impl Fn(&str) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        let mut said = Vec::new();
-        while !said.last().is_some_and(|line: &String| is_it(line)) {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => said.push(line),
-                Err(error) => panic!("{error} for {what:?} of child {}; it said {said:?}", self.child.id()),
-            }
-        }
-    }
-
-    fn tell(&mut self, line: &str) {
-        writeln!(self.stdin.as_ref().unwrap(), "{line}").unwrap();
-    }
-
-    fn signal(&mut self, signal: Signal) {
-        kill(self.pid(), signal).unwrap();
-        if signal == Signal::SIGSTOP {
-            let stopped = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).unwrap();
-            assert_eq!(stopped, WaitStatus::Stopped(self.pid(), signal));
-        }
-    }
-
-    /// As `kill -9` does; tells when.
-    fn kill(&mut self) -> Instant {
-        let since = Instant::now();
-        self.child.kill().unwrap();
-        assert_eq!(self.child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
-        since
-    }
-
-    /// Lets it end by itself.
-    fn finish(mut self) {
-        self.stdin.take();
-        assert!(self.child.wait().unwrap().success());
-    }
-
-    /// Whether it, and every child that it forked, has closed its output.
-    fn is_silent(&self) -> bool {
-        self.lines.recv_timeout(Duration::from_millis(10)) == Err(RecvTimeoutError::Disconnected)
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // ended and waited for already, unless the test has failed
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

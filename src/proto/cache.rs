@@ -34,6 +34,7 @@ use queue::WaitQueue;
 
 /// What an entry stands for: an item, or one of the two records that each table has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct EntryId {
     pub(crate) table: TableId,
     index: u32,
@@ -79,6 +80,7 @@ impl EntryId {
 }
 
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct SyncCache {
     tables: Vec<TableEntries>,
     /// Table names and end markers that wait; they go first.
@@ -113,6 +115,7 @@ const FAILING_ATTEMPTS: u8 = 3;
 const MAX_FAILING_EXAMPLES: usize = 8;
 
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct TableEntries {
     items: Vec<CacheEntry>,
     name: ControlEntry,
@@ -120,6 +123,7 @@ struct TableEntries {
 }
 
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
 struct ControlEntry {
     entry: CacheEntry,
     change: ChangeNumber,
@@ -133,6 +137,7 @@ impl Default for ControlEntry {
 
 /// The state of one entry. Without [`CacheEntry::UNACKED`] there is no entry, only a place for one.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct CacheEntry {
     flags: u16,
     /// The flushes that wait for this entry.
@@ -250,6 +255,7 @@ impl Holds {
 
 /// A record in the ring or beyond.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct InFlight {
     pub(crate) ordinal: u64,
     pub(crate) change: ChangeNumber,

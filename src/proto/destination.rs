@@ -59,6 +59,7 @@ pub struct DestinationStats {
 pub(crate) const MAX_PENDING_ACKS: usize = 1024;
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct DestinationCore {
     /// Records hold their values, too, and no ack is put off.
     keep_values: bool,
@@ -75,6 +76,7 @@ pub(crate) struct DestinationCore {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct LocalTable {
     name: Box<str>,
     records: HashMap<Opcode, Record>,
@@ -85,6 +87,7 @@ struct LocalTable {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Record {
     /// The change handed over last.
     change: ChangeNumber,
@@ -97,6 +100,7 @@ struct Record {
 
 /// An ack that the application has put off.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
 struct Owed {
     change: ChangeNumber,
     removes: bool,
@@ -108,6 +112,7 @@ struct Owed {
 
 /// What is known of the current link.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Link {
     /// For each table number of the source, the place of that table here.
     tables: Vec<Option<usize>>,
@@ -592,5 +597,31 @@ impl Received<'_> {
 
     fn owed(&self, before: Option<(ChangeNumber, u32)>, removes: bool, attach: u32) -> Owed {
         Owed { change: self.change, removes, received: (attach, self.ordinal), before }
+    }
+}
+
+/// For the models: what is counted has no influence, and a map's order neither.
+#[cfg(test)]
+mod hash {
+    use std::hash::{Hash, Hasher};
+
+    use super::{DestinationStats, HashMap, LocalTable, Opcode};
+
+    impl Hash for DestinationStats {
+        fn hash<H: Hasher>(&self, _: &mut H) {}
+    }
+
+    impl Hash for LocalTable {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            (&self.name, self.synced).hash(state);
+            hash_sorted(&self.records, state);
+            hash_sorted(&self.owed, state);
+        }
+    }
+
+    fn hash_sorted<V: Hash>(map: &HashMap<Opcode, V>, state: &mut impl Hasher) {
+        let mut entries: Vec<_> = map.iter().collect();
+        entries.sort_unstable_by_key(|(opcode, _)| *opcode);
+        entries.hash(state);
     }
 }

@@ -9,6 +9,8 @@
 
 pub(crate) mod cache;
 pub(crate) mod destination;
+#[cfg(test)]
+mod models;
 mod replay;
 mod resend;
 #[cfg(test)]

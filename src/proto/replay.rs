@@ -24,6 +24,7 @@ use crate::subscription::Selection;
 
 /// The replay of all tables to one destination.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Kept tables whose places were not all walked; they take turns.
@@ -38,6 +39,7 @@ pub(crate) struct Replay {
 
 /// Items that a flush waits for and that have neither been sent nor an entry in the sync cache.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
 struct FlushGate {
     /// They were created no later than this.
     until: ChangeNumber,
@@ -45,6 +47,7 @@ struct FlushGate {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum TableReplay {
     /// The destination wants nothing of it.
     Unwanted,
@@ -53,6 +56,7 @@ enum TableReplay {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Walk {
     /// What the destination wants.
     selection: Selection,
@@ -66,6 +70,7 @@ struct Walk {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 enum Gate {
     /// The application has not said `ready`.
     Loading,
@@ -76,6 +81,7 @@ enum Gate {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 struct Enumeration {
     stage: Stage,
     /// Entries of items that it named and that were not put in the ring yet.
@@ -85,6 +91,7 @@ struct Enumeration {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 enum Stage {
     /// The application has not said `ready`.
     Loading,

@@ -97,6 +97,7 @@ impl<'a> TickBudget<'a> {
 
 /// The resend timer of one destination; `T` is what it holds for later.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct ResendTimer<T> {
     marks: VecDeque<Mark>,
     /// Records below this ordinal were looked at: they are acknowledged, superseded, sent again or held for later.
@@ -114,6 +115,7 @@ struct Mark {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Held<T> {
     due: Instant,
     what: T,
@@ -217,6 +219,17 @@ impl<T> PartialOrd for Held<T> {
 impl<T> Ord for Held<T> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.due.cmp(&other.due)
+    }
+}
+
+/// For the models, whose interval is zero and whose clock stands still but for a tick that is due: no time has an influence
+/// then, except whether there is a next tick.
+#[cfg(test)]
+impl<T> std::hash::Hash for ResendTimer<T> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        assert!(self.held.is_empty(), "with an interval of zero nothing is held for later");
+        (self.scanned, self.next_tick.is_some(), self.marks.len()).hash(state);
+        self.marks.iter().for_each(|mark| (mark.next_ordinal, mark.written).hash(state));
     }
 }
 

@@ -27,18 +27,21 @@ pub(crate) type TableId = u16;
 
 /// An item's place: its table and its index there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct ItemId {
     pub(crate) table: TableId,
     pub(crate) index: u32,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Store {
     tables: Vec<TableStore>,
     last_change: ChangeNumber,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct TableStore {
     pub(crate) name: Box<str>,
     /// The application has loaded the table: a destination may remove what was not named to it.
@@ -60,6 +63,7 @@ pub(crate) struct TableStore {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Item {
     pub(crate) opcode: Opcode,
     pub(crate) value: Value,
@@ -71,6 +75,7 @@ pub(crate) struct Item {
 }
 
 #[derive(Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) enum Value {
     Vacant,
     Data(Box<[u8]>),
@@ -385,6 +390,16 @@ impl TableStore {
             .expect("an item is in its table's index")
             .remove();
         self.vacant.push(index);
+    }
+}
+
+/// For the models. What does not change (name, retention) and what follows from the rest (the index, counts) is left out.
+#[cfg(test)]
+impl std::hash::Hash for TableStore {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        let mut changed: Vec<_> = self.changed.iter().collect();
+        changed.sort_unstable();
+        (self.ready, self.enumerations, changed, &self.items, &self.vacant).hash(state);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::seq::SyncSeq;
 
 /// The records `first..=last` were applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(Hash))]
 pub(crate) struct Ack {
     pub(crate) first: u64,
     pub(crate) last: u64,

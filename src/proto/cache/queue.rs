@@ -10,6 +10,7 @@ use crate::proto::store::TableId;
 
 /// Invariant: `turns` has each table whose queue is not empty once, and no other.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct WaitQueue {
     tables: Vec<VecDeque<u32>>,
     turns: VecDeque<TableId>,

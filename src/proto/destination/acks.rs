@@ -7,6 +7,7 @@ use crate::wire::Ack;
 
 /// Ranges of records that were applied, sorted, none next to another.
 #[derive(Debug, Clone, Default)]
+#[cfg_attr(test, derive(Hash))]
 pub(super) struct PendingAcks {
     ranges: VecDeque<Ack>,
 }

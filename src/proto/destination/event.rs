@@ -43,8 +43,9 @@ pub enum Event<'a> {
         /// For [`Event::defer_ack`].
         ack: AckSlot<'a>,
     },
-    /// The table holds all that it held at its source when this destination attached, and nothing else, except for items
-    /// that the handler has refused: they are as they were, and come again.
+    /// The table holds all that it held at its source when this destination attached, as far as it is wanted, and nothing
+    /// else, except for items that the handler has refused or the source could not read: they are as they were, and come
+    /// again.
     Synced {
         /// The table.
         table: &'a str,

@@ -13,6 +13,7 @@ use crate::wire::{Frame, HEADER_BYTES, Payload};
 
 /// One attachment of a destination.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Session {
     subscription: Subscription,
     /// By table: what the destination wants of it.
@@ -261,6 +262,12 @@ impl Session {
         self.timer.advance_scanned(scanned);
         due.into_iter().for_each(|entry| self.cache.resend(entry));
     }
+}
+
+/// For the models: what is counted has no influence.
+#[cfg(test)]
+impl std::hash::Hash for SessionCounters {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 /// The length of an entry's record, without data that is not here.
