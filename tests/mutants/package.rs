@@ -13,7 +13,7 @@ const PARTS: [&str; 7] =
     ["opcode.rs", "proto", "retention.rs", "seq.rs", "snapshot.rs", "subscription.rs", "wire"];
 
 /// What it and its tests need; versions and features are those of the project.
-const DEPENDENCIES: [&str; 4] = ["fastrand", "hashbrown", "smallvec", "thiserror"];
+const DEPENDENCIES: [&str; 5] = ["fastrand", "hashbrown", "smallvec", "stateright", "thiserror"];
 
 const ROOT: &str = "\
 //! The protocol with faults in it, at most one of which is effective: that of the number in SHMIRROR_MUTANT.
