@@ -13,7 +13,7 @@ const PARTS: [&str; 7] =
     ["opcode.rs", "proto", "retention.rs", "seq.rs", "snapshot.rs", "subscription.rs", "wire"];
 
 /// What it and its tests need; versions and features are those of the project.
-const DEPENDENCIES: [&str; 4] = ["fastrand", "hashbrown", "smallvec", "thiserror"];
+const DEPENDENCIES: [&str; 5] = ["fastrand", "hashbrown", "smallvec", "stateright", "thiserror"];
 
 const ROOT: &str = "\
 //! The protocol with faults in it, at most one of which is effective: that of the number in SHMIRROR_MUTANT.
@@ -101,7 +101,7 @@ fn manifest(project: &Path) -> String {
         of.iter().map(|of| line(of).unwrap_or_else(|| panic!("Cargo.toml has {of}")) + "\n").collect()
     };
     format!(
-        "[package]\n{}publish = false\n\n[dependencies]\n{}\n[profile.dev]\nopt-level = 1\n\n[workspace]\n",
+        "[package]\n{}publish = false\n\n[dependencies]\n{}\n[profile.dev]\nopt-level = 1\n\n[profile.dev.package.\"*\"]\nopt-level = 0\n\n[workspace]\n",
         lines(&["name", "version", "edition", "rust-version"]),
         lines(&DEPENDENCIES),
     )

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const TESTS: [&str; 1] = ["proto::sim::"];
 
 /// Seeds that the simulation tries. What is not found within these is not found often enough.
-const SIMULATION_RUNS: u32 = 1000;
+const SIMULATION_RUNS: u32 = 5000;
 
 /// A run takes a few seconds, on a busy machine more.
 const LONGEST_RUN: Duration = Duration::from_secs(120);
@@ -46,6 +46,7 @@ pub(crate) fn run(binary: &Path, mutant: usize) -> Outcome {
         .env("SHMIRROR_MUTANT", mutant.to_string())
         .env("SHMIRROR_SIM_RUNS", SIMULATION_RUNS.to_string())
         .env_remove("SHMIRROR_SIM_SEED")
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
         .stderr(output)

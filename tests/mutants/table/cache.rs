@@ -50,11 +50,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("«if self.waiting_again > 0 { return 0; }»", "")],
     },
     Mutant {
-        fault: "the tables' live changes do not take turns",
-        file: "proto/cache/queue.rs",
-        edits: &[("«self.turns.rotate_left(1);»", "")],
-    },
-    Mutant {
         fault: "a flush is satisfied by what was sent",
         file: "proto/cache.rs",
         edits: &[(

@@ -116,9 +116,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("if «record.change >= change» { self.stats.duplicates += 1;", "record.change > change")],
     },
     Mutant {
-        fault: "an old change after a newer one is handed over",
+        fault: "what comes after later records is taken",
         file: "proto/destination.rs",
-        edits: &[("if «record.change >= change» { self.stats.duplicates += 1;", "record.change == change")],
+        edits: &[("«if frame.ordinal < link.next_ordinal { return Ok(()); }»", "")],
     },
     Mutant {
         fault: "order hangs on the 32-bit sequence number",

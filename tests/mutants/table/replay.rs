@@ -63,16 +63,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        fault: "a replay has no share against live changes",
-        file: "proto/source/session.rs",
-        edits: &[("«self.replay_goes = !self.replay_goes;»", "")],
-    },
-    Mutant {
-        fault: "the tables of a replay do not take turns",
-        file: "proto/replay.rs",
-        edits: &[("«self.walking.rotate_left(1);»", "")],
-    },
-    Mutant {
         fault: "a flush does not wait for what a replay has yet to send",
         file: "proto/replay.rs",
         edits: &[("let left = «unsent - entries»;", "0")],

@@ -16,9 +16,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
-        fault: "resend of a cached old value: a snapshot counts although its item was changed since",
+        fault: "resend of a cached old value: a snapshot of before a change counts for that change",
         file: "proto/source.rs",
-        edits: &[("|| «session.cache.change_of(entry, &self.store) != change» {", "false")],
+        edits: &[
+            (
+                "session.handle_sent(request.entry, «request.change», &mut self.store);",
+                "session.cache.change_of(request.entry, &self.store)",
+            ),
+            ("session.frame_of(entry, «change», payload)", "session.cache.change_of(entry, &self.store)"),
+        ],
+    },
+    Mutant {
+        fault: "resend of a cached old value: a snapshot counts for whatever has its item's place by now",
+        file: "proto/source.rs",
+        edits: &[("|| «!request.is_for(item)» {", "false")],
     },
     Mutant {
         fault: "resend of a cached old value: a change replaces the number and not the data",
@@ -29,13 +40,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "tombstone dropped before ack: a remove that was sent counts as acknowledged",
         file: "proto/source.rs",
         edits: &[(
-            "session.handle_sent(entry, &mut self.store); «»",
+            "session.handle_sent(entry, change, &mut self.store); «»",
             "let is_remove = matches!(
                 entry.kind(),
                 EntryKind::Item(item) if self.store.item(item).value == Value::Removed
             );
-            let last = session.cache.next_ordinal() - 1;
-            let seq = session.cache.change_of(entry, &self.store).seq();
+            let (last, seq) = (session.cache.next_ordinal() - 1, change.seq());
             if is_remove {
                 self.handle_ack(id, Ack { first: last, last, first_seq: seq, last_seq: seq }).unwrap();
             }",
@@ -77,9 +87,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[(
             "session.handle_full(); «»",
             "if let Some(entry) = session.next(&self.store) {
-                session.handle_sent(entry, &mut self.store);
-                let last = session.cache.next_ordinal() - 1;
-                let seq = session.cache.change_of(entry, &self.store).seq();
+                let change = session.cache.change_of(entry, &self.store);
+                session.handle_sent(entry, change, &mut self.store);
+                let (last, seq) = (session.cache.next_ordinal() - 1, change.seq());
                 self.handle_ack(id, Ack { first: last, last, first_seq: seq, last_seq: seq }).unwrap();
             }",
         )],
