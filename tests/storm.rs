@@ -57,7 +57,7 @@ fn destination_stopped_in_a_storm_costs_memory_per_item_and_not_per_change() {
     let mut storm = Storm::new(&source);
     let mut live = Process::start("replica", place.dir());
     let mut stopped = Process::start("replica", place.dir());
-    // Not what they hold: that would take memory here, and what is free again would hide what is lost.
+    // What they hold is compared later: it takes memory here, and once that is free again it would hide a growth.
     live.expect_start("equal ");
     stopped.expect_start("equal ");
     storm.rounds(OTHER_ROUNDS);

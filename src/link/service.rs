@@ -351,13 +351,18 @@ impl Service {
         if socket.readable && !socket.hung_up {
             link.failed = Some(LinkError::Spoke);
         }
+        // Where the destination is comes before its acks: what it has released by then, it has acknowledged by then.
+        let positions = link.positions();
         link.drain_acks(&mut state.core);
         let now = Instant::now();
-        if state.core.poll_timeout(session, now).is_some_and(|due| due <= now) {
-            match link.positions() {
-                Ok((written, released)) => state.core.handle_timeout(session, now, written, released),
-                Err(error) => link.failed = Some(error),
+        match positions {
+            Ok((written, released))
+                if state.core.poll_timeout(session, now).is_some_and(|due| due <= now) =>
+            {
+                state.core.handle_timeout(session, now, written, released);
             }
+            Ok(_) => {}
+            Err(error) => link.failed = Some(error),
         }
         let pumped = link.pump(&mut state.core, &self.shared.policy, FRAMES_PER_TURN);
         state.core.request_tick(session);

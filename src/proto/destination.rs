@@ -58,6 +58,9 @@ pub struct DestinationStats {
 /// The most ranges of acks that wait while the ack ring is full; then the destination consumes no more.
 pub(crate) const MAX_PENDING_ACKS: usize = 1024;
 
+/// Before the first attach.
+const NO_ATTACH: u32 = 0;
+
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct DestinationCore {
@@ -106,8 +109,18 @@ struct Owed {
     removes: bool,
     /// The attach on which the change was received last, and its ordinal there.
     received: (u32, u64),
-    /// The record's change before it, and the attach on which that was; `None` if there was no record.
-    before: Option<(ChangeNumber, u32)>,
+    /// What the record was before it; `None` if there was none.
+    before: Option<Before>,
+}
+
+/// A record as it was before a change whose ack is owed.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
+struct Before {
+    change: ChangeNumber,
+    applied_on: u32,
+    /// The application was told that the item is gone, and the ack of that was owed.
+    told_gone: bool,
 }
 
 /// What is known of the current link.
@@ -276,15 +289,19 @@ impl DestinationCore {
     pub(crate) fn refuse(&mut self, token: &AckToken) -> bool {
         let Some(Owed { before, .. }) = self.take_owed(token) else { return false };
         self.stats.failed += 1;
-        let records = &mut self.tables[token.table].records;
-        match before {
-            Some((change, applied_on)) => {
-                if let Some(record) = records.get_mut(&token.opcode) {
-                    record.change = change;
-                    record.applied_on = applied_on;
-                }
-            }
-            None => self.stats.items -= u64::from(records.remove(&token.opcode).is_some()),
+        let LocalTable { records, owed, .. } = &mut self.tables[token.table];
+        let Some(before) = before else {
+            self.stats.items -= u64::from(records.remove(&token.opcode).is_some());
+            return true;
+        };
+        if let Some(record) = records.get_mut(&token.opcode) {
+            record.change = before.change;
+            record.applied_on = before.applied_on;
+        }
+        if before.told_gone {
+            // That remove is owed again, though its source, which has a newer change, has no use for its ack.
+            self.stats.owed += 1;
+            owed.insert(token.opcode.clone(), before.owed_remove());
         }
         true
     }
@@ -421,7 +438,8 @@ impl DestinationCore {
         }
         self.stats.applied += 1;
         let kept: &[u8] = if self.keep_values { value } else { &[] };
-        let before = record.as_ref().map(|record| (record.change, record.applied_on));
+        let told_gone = owed.get(&opcode).is_some_and(|owed| owed.removes);
+        let before = record.as_ref().map(|record| record.before(told_gone));
         let superseded = if owed.is_empty() { None } else { owed.remove(&opcode) };
         self.stats.owed -= u64::from(superseded.is_some());
         if deferred.get() {
@@ -473,7 +491,8 @@ impl DestinationCore {
             return false;
         }
         self.stats.applied += 1;
-        let before = Some((record.change, record.applied_on));
+        let told_gone = owed.get(&opcode).is_some_and(|owed| owed.removes);
+        let before = Some(record.before(told_gone));
         self.stats.owed -= u64::from(owed.remove(&opcode).is_some());
         if deferred.get() {
             record.change = change;
@@ -584,6 +603,19 @@ impl LocalTable {
     }
 }
 
+impl Record {
+    fn before(&self, told_gone: bool) -> Before {
+        Before { change: self.change, applied_on: self.applied_on, told_gone }
+    }
+}
+
+impl Before {
+    fn owed_remove(self) -> Owed {
+        let before = Some(Before { told_gone: false, ..self });
+        Owed { change: self.change, removes: true, received: (NO_ATTACH, 0), before }
+    }
+}
+
 impl Received<'_> {
     /// Of a change that was handed over before, or an older one: whether it was applied. If its ack is owed, it is given for
     /// this copy of it.
@@ -595,7 +627,7 @@ impl Received<'_> {
         false
     }
 
-    fn owed(&self, before: Option<(ChangeNumber, u32)>, removes: bool, attach: u32) -> Owed {
+    fn owed(&self, before: Option<Before>, removes: bool, attach: u32) -> Owed {
         Owed { change: self.change, removes, received: (attach, self.ordinal), before }
     }
 }

@@ -36,7 +36,8 @@ pub(super) struct Deferred {
     before: Option<u64>,
     was_this_epoch: bool,
     was_told_gone: bool,
-    /// The number of the link that it came on.
+    /// The epoch and the number of the link that it came on.
+    pub(super) epoch: u64,
     pub(super) link: u64,
 }
 
@@ -46,6 +47,7 @@ pub(super) struct Circumstances<'a> {
     pub(super) subscription: &'a Subscription,
     /// The full number of the change in the record.
     pub(super) change: u64,
+    pub(super) epoch: u64,
     pub(super) link: u64,
     /// Drawn once per record: a sweep hands over its items in no particular order.
     pub(super) salt: u32,
@@ -141,6 +143,7 @@ impl App {
         assert!(self.told.insert((item.clone(), at.change)), "change {} was handed over twice", at.change);
         let wanted = at.subscription.of(item.0).is_some_and(|selection| selection.takes(&item.1));
         assert!(wanted, "{item:?} is not wanted");
+        assert!(before.is_some() || !replaced, "{item:?} was told gone, or never told");
         let Some(old) = before else { return };
         assert!(old <= version, "old value {version} of {item:?} after {old}");
         let gone = at.owner.was_removed_between(item, old, version);
@@ -170,6 +173,7 @@ impl App {
             before,
             was_this_epoch: self.this_epoch.contains(item),
             was_told_gone: self.told_gone.contains(item),
+            epoch: at.epoch,
             link: at.link,
         });
         true

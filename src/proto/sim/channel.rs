@@ -164,6 +164,7 @@ impl World {
             owner: &self.owner,
             subscription: &subscription,
             change: frame.change.value(),
+            epoch: self.epoch,
             link: link.number,
             salt: self.rng.u32(..),
             faults: self.faults,
@@ -198,6 +199,7 @@ impl World {
             owner: &self.owner,
             subscription: &subscription,
             change: 0,
+            epoch: self.epoch,
             link: 0,
             salt: self.rng.u32(..),
             faults: self.faults,
@@ -219,6 +221,7 @@ impl World {
         let deferred = node.app.tokens.swap_remove(self.rng.usize(..node.app.tokens.len()));
         if self.faults && self.rng.u32(..4) == 0 {
             let refused = node.core.refuse(&deferred.token);
+            assert!(!refused || deferred.epoch == node.epoch, "of another life of the source");
             self.trace.note(|| format!("{at} refuses {:?}: {refused}", deferred.token));
             self.seen.note_if(refused, Hazard::Refused);
             if refused {
@@ -228,6 +231,7 @@ impl World {
         }
         let link = node.link.as_ref().map_or(0, |link| link.number);
         let owed = node.core.acknowledge(&deferred.token);
+        assert!(!owed || deferred.epoch == node.epoch, "of another life of the source");
         self.trace.note(|| format!("{at} has applied {:?}: {owed}", deferred.token));
         if owed {
             node.app.settle(&deferred);
@@ -300,6 +304,7 @@ impl World {
         }
         let session = self.source.attach(node.core.subscription().clone());
         let restarted = node.core.attach(self.epoch);
+        node.epoch = self.epoch;
         node.app.attach(restarted);
         self.links += 1;
         self.trace.note(|| format!("{at} attaches, {:?}", node.core.subscription()));
@@ -327,7 +332,8 @@ impl World {
         self.trace.note(|| format!("{at} restarts"));
         let Node { core, defers, .. } = &self.nodes[at];
         let core = DestinationCore::new(!defers, core.subscription().clone());
-        self.nodes[at] = Node { core, link: None, app: App::default(), defers: *defers, stalled_until: 0 };
+        let (app, epoch) = (App::default(), self.epoch);
+        self.nodes[at] = Node { core, link: None, app, defers: *defers, stalled_until: 0, epoch };
     }
 
     pub(super) fn restart_source(&mut self) {

@@ -17,6 +17,8 @@ pub(super) struct Node {
     pub(super) app: App,
     /// It puts some acks off; if not, it keeps values.
     pub(super) defers: bool,
+    /// That of the source when it last attached.
+    pub(super) epoch: u64,
     /// It stands still until that step.
     pub(super) stalled_until: u32,
 }
@@ -52,7 +54,7 @@ impl Node {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Node {
         let defers = rng.bool();
         let core = DestinationCore::new(!defers, draw_subscription(rng));
-        Node { core, link: None, app: App::default(), defers, stalled_until: 0 }
+        Node { core, link: None, app: App::default(), defers, epoch: 0, stalled_until: 0 }
     }
 
     pub(super) fn wants(&self, item: &Item) -> bool {

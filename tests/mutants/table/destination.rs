@@ -193,7 +193,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a change that was refused counts as applied when it comes again",
         file: "proto/destination.rs",
-        edits: &[("«record.change = change;» record.applied_on = applied_on;", "")],
+        edits: &[("«record.change = before.change;» record.applied_on = before.applied_on;", "")],
     },
     Mutant {
         fault: "range ack over an unsent change: a range grows over what was not applied",
