@@ -203,6 +203,9 @@ impl Destination {
         let owed = self.core.refuse(&token);
         if owed {
             self.last_failure = Some(format!("item {}, change {}: refused", token.opcode(), token.seq()));
+            if self.core.is_unnamed(&token) {
+                self.unwanted_retry.get_or_insert_with(Instant::now);
+            }
         }
         owed
     }

@@ -14,7 +14,10 @@ use std::time::Duration;
 use common::{PATIENCE, contents, entries, replica, source_options, until};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
-use shmirror::{Destination, Flushed, Opcode, Replica, ResendPolicy, Sent, SetError, SyncError, ToOpcode};
+use shmirror::{
+    Destination, Flushed, Opcode, Replica, ResendPolicy, Retention, Sent, SetError, Subscription, SyncError,
+    ToOpcode,
+};
 
 const OPCODE_TOO_LONG: &str = "opcode of 256 bytes is longer than the largest, 255 bytes";
 const FORKED: &str = "this handle belongs to the parent process; a forked child must make its own";
@@ -297,6 +300,60 @@ fn table_name_of_256_bytes_is_refused_and_one_of_255_travels() {
     let mut replica = replica(dir.path(), "s");
     replica.wait_synced(PATIENCE).unwrap();
     assert_eq!(replica.tables().collect::<Vec<_>>(), [longest]);
+}
+
+#[test]
+fn subscription_that_no_hello_holds_is_refused_and_the_one_before_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).create("s").unwrap();
+    source.table("t").unwrap().ready();
+    let prefixes = |count: u16| {
+        let none = Subscription::none();
+        (0..count).fold(none, |some, n| some.prefix("t", n).unwrap())
+    };
+    // 40 bytes, and 3 for each prefix
+    let longest = prefixes(10_909);
+    let cases = [
+        (
+            Subscription::none().table("t").table(&"n".repeat(256)),
+            "a subscription to a table name of 256 bytes, expected at most 255 bytes",
+        ),
+        (
+            prefixes(10_910),
+            "a greeting with this subscription has 32770 bytes, expected at most 32768; name fewer prefixes",
+        ),
+    ];
+    let mut destination =
+        Destination::options().runtime_dir(dir.path()).subscribe(longest.clone()).connect("s").unwrap();
+    for (subscription, expected) in cases {
+        let options = Destination::options().runtime_dir(dir.path()).subscribe(subscription.clone());
+        assert_eq!(options.connect("s").map(drop).unwrap_err().to_string(), expected);
+        let options = Replica::options().runtime_dir(dir.path()).subscribe(subscription.clone());
+        assert_eq!(options.connect("s").map(drop).unwrap_err().to_string(), expected);
+        assert_eq!(destination.subscribe(subscription).unwrap_err().to_string(), expected);
+    }
+    until("the longest subscription", || {
+        destination.recv_timeout(PATIENCE, |_| Ok(())).unwrap();
+        destination.is_all_synced()
+    });
+    let error = Subscription::none().prefix("t", [0; 256]).unwrap_err().to_string();
+    assert_eq!(error, OPCODE_TOO_LONG);
+    destination.subscribe(Subscription::none().table(&"n".repeat(255))).unwrap();
+}
+
+#[test]
+fn table_that_is_there_cannot_be_given_another_retention() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).create("s").unwrap();
+    let nothing = || Retention::unacked(Vec::<(u8, Vec<u8>)>::new);
+    source.table_with("t", nothing()).unwrap();
+    let error = source.table_with("t", nothing()).map(drop).unwrap_err().to_string();
+    let expected =
+        "table t is there already, and what it keeps is settled; make it with Source::table_with first";
+    assert_eq!(error, expected);
+    source.table("t").unwrap();
+    let error = source.table_with(&"t".repeat(256), nothing()).map(drop).unwrap_err().to_string();
+    assert_eq!(error, "table name of 256 bytes is longer than the longest, 255 bytes");
 }
 
 #[test]

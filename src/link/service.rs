@@ -233,8 +233,9 @@ impl State {
     fn take_link(&mut self, session: SessionId) -> Option<OutgoingLink> {
         let link = self.links[session].take();
         if let Some(OutgoingLink { failed: Some(error), id, .. }) = &link {
-            // An overrun is counted where it is found, and is no fault of the destination.
-            self.counters.broken += u64::from(!matches!(error, LinkError::Overrun { .. }));
+            // An overrun is counted where it is found.
+            let is_ours = matches!(error, LinkError::Overrun { .. } | LinkError::Enumerator { .. });
+            self.counters.broken += u64::from(!is_ours);
             self.counters.last_error = Some(format!("process {}: {error}", id.pid));
         }
         self.core.detach(session);

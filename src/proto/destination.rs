@@ -15,6 +15,7 @@
 
 mod acks;
 mod event;
+mod records;
 
 use std::cell::Cell;
 
@@ -26,6 +27,7 @@ use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame, Payload, WireError};
 
 use acks::PendingAcks;
+use records::{Applied, LocalTable, Owed, Received, Record, owes_remove};
 
 pub use event::{AckSlot, AckToken, Event, HandlerResult};
 
@@ -58,9 +60,6 @@ pub struct DestinationStats {
 /// The most ranges of acks that wait while the ack ring is full; then the destination consumes no more.
 pub(crate) const MAX_PENDING_ACKS: usize = 1024;
 
-/// Before the first attach.
-const NO_ATTACH: u32 = 0;
-
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct DestinationCore {
@@ -78,51 +77,6 @@ pub(crate) struct DestinationCore {
     stats: DestinationStats,
 }
 
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
-struct LocalTable {
-    name: Box<str>,
-    records: HashMap<Opcode, Record>,
-    /// Changes of the present epoch that were handed over and are not yet acknowledged: each the newest of its record.
-    owed: HashMap<Opcode, Owed>,
-    /// The attach whose end marker was applied last; 0 for none.
-    synced: u32,
-}
-
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone, Hash))]
-struct Record {
-    /// The change handed over last.
-    change: ChangeNumber,
-    /// The attach on which that was.
-    applied_on: u32,
-    /// The newest attach whose source named the item.
-    confirmed_on: u32,
-    value: Box<[u8]>,
-}
-
-/// An ack that the application has put off.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(test, derive(Hash))]
-struct Owed {
-    change: ChangeNumber,
-    removes: bool,
-    /// The attach on which the change was received last, and its ordinal there.
-    received: (u32, u64),
-    /// What the record was before it; `None` if there was none.
-    before: Option<Before>,
-}
-
-/// A record as it was before a change whose ack is owed.
-#[derive(Debug, Clone, Copy)]
-#[cfg_attr(test, derive(Hash))]
-struct Before {
-    change: ChangeNumber,
-    applied_on: u32,
-    /// The application was told that the item is gone, and the ack of that was owed.
-    told_gone: bool,
-}
-
 /// What is known of the current link.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone, Hash))]
@@ -133,18 +87,6 @@ struct Link {
     /// The newest record that is missing.
     last_gap: Option<u64>,
     acks: PendingAcks,
-}
-
-/// What the handler of one event answered, as far as the protocol cares.
-type Applied = bool;
-
-/// A record of an item, as far as both kinds of change share it.
-#[derive(Clone, Copy)]
-struct Received<'a> {
-    table: usize,
-    opcode: &'a [u8],
-    change: ChangeNumber,
-    ordinal: u64,
 }
 
 impl DestinationCore {
@@ -190,21 +132,29 @@ impl DestinationCore {
         self.subscription = subscription;
     }
 
-    /// Whether there are items of tables that are not wanted.
+    /// Whether there are items that [`DestinationCore::sweep_unwanted`] gives up.
     pub(crate) fn has_unwanted(&self) -> bool {
-        self.tables
-            .iter()
-            .any(|table| !table.records.is_empty() && self.subscription.of(&table.name).is_none())
+        self.tables.iter().any(|table| {
+            let wanted = self.subscription.of(&table.name).is_some();
+            (!wanted || table.synced == self.attach)
+                && table.records.iter().any(|(opcode, record)| {
+                    (!wanted || record.confirmed_on != self.attach) && !owes_remove(&table.owed, opcode)
+                })
+        })
     }
 
-    /// Gives up the items of tables that are not wanted; no source will ever end a replay of these. What the handler does
-    /// not let go of stays.
+    /// Gives up the items of tables that are not wanted, and those whose remove was refused after the replay had ended
+    /// without them; no source will ever end a replay of these. What the handler does not let go of stays.
     pub(crate) fn sweep_unwanted(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
+        let attach = self.attach;
         for table in &mut self.tables {
-            if self.subscription.of(&table.name).is_none() {
-                let swept = table.give_up(&mut self.stats, &mut handler);
-                self.stats.swept += swept;
+            let wanted = self.subscription.of(&table.name).is_some();
+            if wanted && table.synced != attach {
+                continue;
             }
+            let swept = table
+                .give_up(&mut self.stats, &mut handler, |record| !wanted || record.confirmed_on != attach);
+            self.stats.swept += swept;
         }
     }
 
@@ -212,7 +162,7 @@ impl DestinationCore {
     /// is swept when a source is back.
     pub(crate) fn flush(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
         for table in &mut self.tables {
-            table.give_up(&mut self.stats, &mut handler);
+            table.give_up(&mut self.stats, &mut handler, |_| true);
         }
     }
 
@@ -304,6 +254,14 @@ impl DestinationCore {
             owed.insert(token.opcode.clone(), before.owed_remove());
         }
         true
+    }
+
+    /// Whether the item of a token that was refused is one that its source did not name on this link: it will not come
+    /// again, and is to be swept.
+    pub(crate) fn is_unnamed(&self, token: &AckToken) -> bool {
+        let table = &self.tables[token.table];
+        let record = table.records.get(&token.opcode);
+        table.synced == self.attach && record.is_some_and(|record| record.confirmed_on != self.attach)
     }
 
     /// S5: the ack that goes next, if any. It stays the next until [`DestinationCore::handle_ack_sent`].
@@ -558,102 +516,5 @@ impl DestinationCore {
         }
         self.stats.owed -= 1;
         owed.remove(&token.opcode)
-    }
-}
-
-impl LocalTable {
-    /// Removes all items of which the handler lets go, and answers how many those were.
-    fn give_up(
-        &mut self,
-        stats: &mut DestinationStats,
-        handler: &mut impl FnMut(Event<'_>) -> Applied,
-    ) -> u64 {
-        self.remove_where(
-            stats,
-            |_| true,
-            |table, opcode, record| {
-                handler(Event::Removed { table, opcode, seq: record.change.seq(), ack: AckSlot::NONE })
-            },
-        )
-    }
-
-    /// Removes those of these items of which the handler lets go, and answers how many those were.
-    fn remove_where(
-        &mut self,
-        stats: &mut DestinationStats,
-        goes: impl Fn(&Record) -> bool,
-        mut handler: impl FnMut(&str, &Opcode, &Record) -> Applied,
-    ) -> u64 {
-        let LocalTable { name, records, owed, .. } = self;
-        let removed = records.extract_if(|opcode, record| {
-            if !goes(record) {
-                return false;
-            }
-            let gone = handler(name, opcode, record);
-            if gone {
-                stats.owed -= u64::from(owed.remove(opcode).is_some());
-            } else {
-                stats.failed += 1;
-            }
-            gone
-        });
-        let removed = removed.count() as u64;
-        stats.items -= removed;
-        removed
-    }
-}
-
-impl Record {
-    fn before(&self, told_gone: bool) -> Before {
-        Before { change: self.change, applied_on: self.applied_on, told_gone }
-    }
-}
-
-impl Before {
-    fn owed_remove(self) -> Owed {
-        let before = Some(Before { told_gone: false, ..self });
-        Owed { change: self.change, removes: true, received: (NO_ATTACH, 0), before }
-    }
-}
-
-impl Received<'_> {
-    /// Of a change that was handed over before, or an older one: whether it was applied. If its ack is owed, it is given for
-    /// this copy of it.
-    fn is_settled(&self, owed: Option<&mut Owed>, attach: u32) -> Applied {
-        let Some(owed) = owed else { return true };
-        if owed.change == self.change {
-            owed.received = (attach, self.ordinal);
-        }
-        false
-    }
-
-    fn owed(&self, before: Option<Before>, removes: bool, attach: u32) -> Owed {
-        Owed { change: self.change, removes, received: (attach, self.ordinal), before }
-    }
-}
-
-/// For the models: what is counted has no influence, and a map's order neither.
-#[cfg(test)]
-mod hash {
-    use std::hash::{Hash, Hasher};
-
-    use super::{DestinationStats, HashMap, LocalTable, Opcode};
-
-    impl Hash for DestinationStats {
-        fn hash<H: Hasher>(&self, _: &mut H) {}
-    }
-
-    impl Hash for LocalTable {
-        fn hash<H: Hasher>(&self, state: &mut H) {
-            (&self.name, self.synced).hash(state);
-            hash_sorted(&self.records, state);
-            hash_sorted(&self.owed, state);
-        }
-    }
-
-    fn hash_sorted<V: Hash>(map: &HashMap<Opcode, V>, state: &mut impl Hasher) {
-        let mut entries: Vec<_> = map.iter().collect();
-        entries.sort_unstable_by_key(|(opcode, _)| *opcode);
-        entries.hash(state);
     }
 }

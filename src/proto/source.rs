@@ -18,6 +18,7 @@
 //! 4. A session has at most `max_tombstones` tombstones, and an enumeration at most as many items that changed under it.
 //!    One that would have more is given up: its destination attaches again.
 
+mod reads;
 mod session;
 
 use std::time::Instant;
@@ -25,15 +26,16 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{Item, ItemId, NewValue, Store, Stored, TableId, Value};
-use crate::opcode::{Opcode, OpcodeError};
-use crate::retention::{EnumeratedItems, Retention};
+use super::store::{ItemId, NewValue, Store, Stored, TableId};
+use crate::opcode::Opcode;
+use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
-use crate::snapshot::Pointer;
 use crate::subscription::Subscription;
-use crate::wire::{Ack, Frame, Payload};
+use crate::wire::{Ack, Frame};
 
 use session::Session;
+
+pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 
 pub(crate) use super::cache::MAX_FLUSHES;
 pub(crate) use session::SessionCounters;
@@ -100,37 +102,6 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) frame: Frame<'a>,
 }
 
-/// What the application must be asked for, with no lock held.
-#[derive(Debug)]
-pub(crate) enum Read {
-    /// A copy of the data that a pointer leads to, for [`SourceCore::poll_snapshot`].
-    Pointer(SnapshotRequest),
-    /// Some items of an enumeration, for [`SourceCore::handle_drawn`].
-    Enumeration { table: TableId, items: EnumeratedItems },
-}
-
-/// For which change of which entry a snapshot is taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(test, derive(Hash))]
-pub(crate) struct SnapshotRequest {
-    pub(crate) entry: EntryId,
-    change: ChangeNumber,
-    pub(crate) opcode: Opcode,
-    pub(crate) pointer: Pointer,
-}
-
-/// Data that could not be had: the item is named without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unreadable;
-
-/// What was drawn from an enumeration.
-#[derive(Debug)]
-pub(crate) struct Drawn {
-    pub(crate) items: Vec<(Opcode, Value)>,
-    /// Where to go on; `None` at the end.
-    pub(crate) rest: Option<EnumeratedItems>,
-}
-
 impl SourceCore {
     pub(crate) fn new(config: SourceConfig) -> SourceCore {
         SourceCore {
@@ -154,13 +125,6 @@ impl SourceCore {
 
     pub(crate) fn max_tombstones(&self) -> usize {
         self.config.max_tombstones
-    }
-
-    /// The item that was to be read, for a person; `None` if it has gone or holds something else by now.
-    pub(crate) fn describe(&self, request: &SnapshotRequest) -> Option<String> {
-        let EntryKind::Item(item) = request.entry.kind() else { return None };
-        let table = &self.store.tables()[usize::from(item.table)].name;
-        request.is_for(self.store.item(item)).then(|| format!("item {} of table {table}", request.opcode))
     }
 
     pub(crate) fn counters(&self) -> SourceCounters {
@@ -293,78 +257,6 @@ impl SourceCore {
     /// Whether [`SourceCore::poll_read`] has something.
     pub(crate) fn has_reads(&mut self, id: SessionId) -> bool {
         self.sessions[id].as_mut().is_some_and(Session::has_reads)
-    }
-
-    /// What the application is to be asked for next, if anything. An enumeration that was lent must be given back.
-    pub(crate) fn poll_read(&mut self, id: SessionId) -> Option<Read> {
-        let session = self.sessions[id].as_mut()?;
-        if session.enumeration_goes() {
-            let (table, items) = session.replay.take_items()?;
-            return Some(Read::Enumeration { table, items });
-        }
-        let entry = session.cache.next_waiting(true)?;
-        let EntryKind::Item(item) = entry.kind() else { return None };
-        let item = self.store.item(item);
-        let Value::Pointer(pointer) = &item.value else { return None };
-        let (opcode, pointer) = (item.opcode.clone(), pointer.clone());
-        Some(Read::Pointer(SnapshotRequest { entry, change: item.change, opcode, pointer }))
-    }
-
-    /// The frame for a snapshot, unless the item has gone or holds something else since it was asked for. If only its data
-    /// has changed, the frame carries the number that the item had then, and the entry goes on waiting: an item that changes
-    /// all the time is sent nevertheless.
-    pub(crate) fn poll_snapshot<'a>(
-        &'a mut self,
-        id: SessionId,
-        request: &SnapshotRequest,
-        snapshot: Result<&'a [u8], Unreadable>,
-    ) -> Option<Outgoing<'a>> {
-        let session = self.sessions[id].as_mut()?;
-        let SnapshotRequest { entry, change, .. } = *request;
-        let EntryKind::Item(item) = entry.kind() else { return None };
-        let item = self.store.item(item);
-        if !session.cache.entry(entry).is_waiting() || !request.is_for(item) {
-            return None;
-        }
-        let opcode = item.opcode.as_bytes();
-        let payload = match snapshot {
-            Ok(value) => Payload::Set { opcode, value, created: item.created },
-            Err(Unreadable) => Payload::Named { opcode },
-        };
-        session.counters.unreadable += u64::from(snapshot.is_err());
-        Some(Outgoing { entry, frame: session.frame_of(entry, change, payload) })
-    }
-
-    /// S2: the frame of a snapshot is in the ring.
-    pub(crate) fn handle_snapshot_sent(&mut self, id: SessionId, request: &SnapshotRequest) {
-        if let Some(session) = self.sessions[id].as_mut() {
-            session.handle_sent(request.entry, request.change, &mut self.store);
-        }
-    }
-
-    /// Takes in what was drawn from an enumeration. What is known to have changed or gone since it began is passed over.
-    pub(crate) fn handle_drawn(&mut self, id: SessionId, table: TableId, drawn: Drawn) {
-        let Some(session) = self.sessions[id].as_mut() else { return };
-        let Some(began) = session.replay.enumeration_began(table) else { return };
-        for (opcode, value) in drawn.items {
-            if !session.wants(table, &opcode) {
-                continue;
-            }
-            let known = self.store.find_id(table, &opcode);
-            let is_gone = known.is_some_and(|item| !self.store.item(item).value.is_live());
-            if is_gone || self.store.tables()[usize::from(table)].changed_since(&opcode, began) {
-                if let Some(item) = known {
-                    session.gate(EntryId::item(item));
-                }
-                continue;
-            }
-            let item = known.unwrap_or_else(|| self.store.insert_enumerated(table, opcode, value));
-            session.handle_enumerated(item, &mut self.store);
-        }
-        session.handle_read();
-        if session.replay.give_items(table, drawn.rest, &mut self.store) {
-            session.mark_end(table, &mut self.store);
-        }
     }
 
     /// When a session's enumeration of the table began; the newest change of all if none is under way.
@@ -566,37 +458,6 @@ impl SourceCore {
             waiting: state.is_waiting(),
             attempts: state.attempts(),
         }
-    }
-}
-
-impl SnapshotRequest {
-    /// Whether the item is the one whose data was read, in the same life, and holds the same pointer.
-    fn is_for(&self, item: &Item) -> bool {
-        matches!(&item.value, Value::Pointer(pointer) if *pointer == self.pointer)
-            && item.opcode == self.opcode
-            && item.created <= self.change
-    }
-}
-
-impl Drawn {
-    /// Draws up to `most` items, in the order of the enumeration. `check` says what is wrong with a value, if anything: then the item
-    /// gets a pointer that leads to nothing else.
-    pub(crate) fn draw(
-        mut items: EnumeratedItems,
-        most: usize,
-        check: impl Fn(&Opcode, &[u8]) -> Result<(), String>,
-    ) -> Result<Drawn, OpcodeError> {
-        let mut drawn = Vec::with_capacity(most);
-        while drawn.len() < most {
-            let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
-            let (opcode, value) = item?;
-            let value = match check(&opcode, &value) {
-                Ok(()) => Value::Data(value.into_boxed_slice()),
-                Err(why) => Value::Pointer(Pointer::to_nothing(why)),
-            };
-            drawn.push((opcode, value));
-        }
-        Ok(Drawn { items: drawn, rest: Some(items) })
     }
 }
 

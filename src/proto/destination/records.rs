@@ -1,0 +1,168 @@
+//! A destination's own record of each item, and of the acks that its application owes.
+
+use hashbrown::HashMap;
+
+use super::DestinationStats;
+use super::event::{AckSlot, Event};
+use crate::opcode::Opcode;
+use crate::seq::ChangeNumber;
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct LocalTable {
+    pub(super) name: Box<str>,
+    pub(super) records: HashMap<Opcode, Record>,
+    /// Changes of the present epoch that were handed over and are not yet acknowledged: each the newest of its record.
+    pub(super) owed: HashMap<Opcode, Owed>,
+    /// The attach whose end marker was applied last; 0 for none.
+    pub(super) synced: u32,
+}
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
+pub(super) struct Record {
+    /// The change handed over last.
+    pub(super) change: ChangeNumber,
+    /// The attach on which that was.
+    pub(super) applied_on: u32,
+    /// The newest attach whose source named the item.
+    pub(super) confirmed_on: u32,
+    pub(super) value: Box<[u8]>,
+}
+
+/// An ack that the application has put off.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
+pub(super) struct Owed {
+    pub(super) change: ChangeNumber,
+    pub(super) removes: bool,
+    /// The attach on which the change was received last, and its ordinal there.
+    pub(super) received: (u32, u64),
+    /// What the record was before it; `None` if there was none.
+    pub(super) before: Option<Before>,
+}
+
+/// A record as it was before a change whose ack is owed.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(test, derive(Hash))]
+pub(super) struct Before {
+    pub(super) change: ChangeNumber,
+    pub(super) applied_on: u32,
+    /// The application was told that the item is gone, and the ack of that was owed.
+    pub(super) told_gone: bool,
+}
+
+/// What the handler of one event answered, as far as the protocol cares.
+pub(super) type Applied = bool;
+
+/// A record of an item, as far as both kinds of change share it.
+#[derive(Clone, Copy)]
+pub(super) struct Received<'a> {
+    pub(super) table: usize,
+    pub(super) opcode: &'a [u8],
+    pub(super) change: ChangeNumber,
+    pub(super) ordinal: u64,
+}
+
+impl LocalTable {
+    /// As [`LocalTable::remove_where`], for items that no marker of the source's ends.
+    pub(super) fn give_up(
+        &mut self,
+        stats: &mut DestinationStats,
+        handler: &mut impl FnMut(Event<'_>) -> Applied,
+        goes: impl Fn(&Record) -> bool,
+    ) -> u64 {
+        self.remove_where(stats, goes, |table, opcode, record| {
+            handler(Event::Removed { table, opcode, seq: record.change.seq(), ack: AckSlot::NONE })
+        })
+    }
+
+    /// Removes those of these items of which the handler lets go, and answers how many those were. Items whose remove was
+    /// handed over and is owed its ack are passed over: they go when that is given.
+    pub(super) fn remove_where(
+        &mut self,
+        stats: &mut DestinationStats,
+        goes: impl Fn(&Record) -> bool,
+        mut handler: impl FnMut(&str, &Opcode, &Record) -> Applied,
+    ) -> u64 {
+        let LocalTable { name, records, owed, .. } = self;
+        let removed = records.extract_if(|opcode, record| {
+            if !goes(record) || owes_remove(owed, opcode) {
+                return false;
+            }
+            let gone = handler(name, opcode, record);
+            if gone {
+                stats.owed -= u64::from(owed.remove(opcode).is_some());
+            } else {
+                stats.failed += 1;
+            }
+            gone
+        });
+        let removed = removed.count() as u64;
+        stats.items -= removed;
+        removed
+    }
+}
+
+/// Before the first attach.
+const NO_ATTACH: u32 = 0;
+
+impl Record {
+    pub(super) fn before(&self, told_gone: bool) -> Before {
+        Before { change: self.change, applied_on: self.applied_on, told_gone }
+    }
+}
+
+impl Before {
+    pub(super) fn owed_remove(self) -> Owed {
+        let before = Some(Before { told_gone: false, ..self });
+        Owed { change: self.change, removes: true, received: (NO_ATTACH, 0), before }
+    }
+}
+
+/// Whether the item's remove was handed over and is owed its ack.
+pub(super) fn owes_remove(owed: &HashMap<Opcode, Owed>, opcode: &Opcode) -> bool {
+    !owed.is_empty() && owed.get(opcode).is_some_and(|owed| owed.removes)
+}
+
+impl Received<'_> {
+    /// Of a change that was handed over before, or an older one: whether it was applied. If its ack is owed, it is given for
+    /// this copy of it.
+    pub(super) fn is_settled(&self, owed: Option<&mut Owed>, attach: u32) -> Applied {
+        let Some(owed) = owed else { return true };
+        if owed.change == self.change {
+            owed.received = (attach, self.ordinal);
+        }
+        false
+    }
+
+    pub(super) fn owed(&self, before: Option<Before>, removes: bool, attach: u32) -> Owed {
+        Owed { change: self.change, removes, received: (attach, self.ordinal), before }
+    }
+}
+
+/// For the models: what is counted has no influence, and a map's order neither.
+#[cfg(test)]
+mod hash {
+    use std::hash::{Hash, Hasher};
+
+    use super::{DestinationStats, HashMap, LocalTable, Opcode};
+
+    impl Hash for DestinationStats {
+        fn hash<H: Hasher>(&self, _: &mut H) {}
+    }
+
+    impl Hash for LocalTable {
+        fn hash<H: Hasher>(&self, state: &mut H) {
+            (&self.name, self.synced).hash(state);
+            hash_sorted(&self.records, state);
+            hash_sorted(&self.owed, state);
+        }
+    }
+
+    fn hash_sorted<V: Hash>(map: &HashMap<Opcode, V>, state: &mut impl Hasher) {
+        let mut entries: Vec<_> = map.iter().collect();
+        entries.sort_unstable_by_key(|(opcode, _)| *opcode);
+        entries.hash(state);
+    }
+}
