@@ -93,7 +93,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "items outside a new subscription stay",
         file: "proto/destination.rs",
-        edits: &[("if «self.subscription.of(&table.name).is_none()» { let swept = table.give_up(", "false")],
+        edits: &[("if «wanted» && table.synced != attach {", "true")],
     },
     Mutant {
         fault: "an end marker counts although records are missing",
@@ -171,7 +171,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "a duplicate is acknowledged although the ack of its change is owed",
-        file: "proto/destination.rs",
+        file: "proto/destination/records.rs",
         edits: &[("owed.received = (attach, self.ordinal); } «false» }", "true")],
     },
     Mutant {

@@ -23,7 +23,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "enumerator's old value kept: what changed meanwhile is taken from the enumeration",
-        file: "proto/source.rs",
+        file: "proto/source/reads.rs",
         edits: &[(
             "if «is_gone || self.store.tables()[usize::from(table)].changed_since(&opcode, began)» {",
             "false",
@@ -46,12 +46,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "an enumeration's end marker does not wait for items that changed meanwhile",
-        file: "proto/source.rs",
+        file: "proto/source/reads.rs",
         edits: &[("«session.gate(EntryId::item(item));»", "")],
     },
     Mutant {
         fault: "an enumeration names what was not subscribed to",
-        file: "proto/source.rs",
+        file: "proto/source/reads.rs",
         edits: &[("if «!session.wants(table, &opcode)» { continue; }", "false")],
     },
     Mutant {

@@ -17,7 +17,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "resend of a cached old value: a snapshot of before a change counts for that change",
-        file: "proto/source.rs",
+        file: "proto/source/reads.rs",
         edits: &[
             (
                 "session.handle_sent(request.entry, «request.change», &mut self.store);",
@@ -28,7 +28,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "resend of a cached old value: a snapshot counts for whatever has its item's place by now",
-        file: "proto/source.rs",
+        file: "proto/source/reads.rs",
         edits: &[("|| «!request.is_for(item)» {", "false")],
     },
     Mutant {
@@ -43,7 +43,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "session.handle_sent(entry, change, &mut self.store); «»",
             "let is_remove = matches!(
                 entry.kind(),
-                EntryKind::Item(item) if self.store.item(item).value == Value::Removed
+                EntryKind::Item(item) if self.store.item(item).value == super::store::Value::Removed
             );
             let (last, seq) = (session.cache.next_ordinal() - 1, change.seq());
             if is_remove {
