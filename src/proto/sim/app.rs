@@ -51,6 +51,8 @@ pub(super) struct Circumstances<'a> {
     pub(super) link: u64,
     /// Drawn once per record: a sweep hands over its items in no particular order.
     pub(super) salt: u32,
+    /// What there was when the destination attached, and the version then, if the source knew all of it.
+    pub(super) at_attach: Option<&'a (Items, u64)>,
     pub(super) faults: bool,
     /// Some acks are put off.
     pub(super) defers: bool,
@@ -108,6 +110,7 @@ impl App {
             Event::Synced { table } => {
                 assert!(self.synced.insert(table.to_string()), "{table} was synced twice in one attach");
                 assert!(at.owner.ready.contains(table), "{table} was synced and is not ready");
+                self.check_synced(table, at);
             }
             Event::SourceLost | Event::SourceFound { .. } => unreachable!("the link tells these"),
         }
@@ -148,10 +151,25 @@ impl App {
         assert!(old <= version, "old value {version} of {item:?} after {old}");
         let gone = at.owner.was_removed_between(item, old, version);
         let same_epoch = self.this_epoch.contains(item);
-        assert!(!replaced || (gone && same_epoch), "{item:?} was not replaced");
+        // An enumeration may have named what the source was told of later: then the remove before it is told with it again.
+        let named_before = old == version && !at.owner.keeps_newest(item.0);
+        assert!(!replaced || (gone && same_epoch) || named_before, "{item:?} was not replaced");
         // A source that does not keep its items may not know that there was one before.
         let known = at.owner.keeps_newest(item.0);
         assert!(replaced || !gone || !same_epoch || !known, "{item:?} was replaced, and nobody said so");
+    }
+
+    /// Nothing is here that had gone before the attach and has not come back since.
+    fn check_synced(&self, table: &str, at: &Circumstances<'_>) {
+        let Some((there, version)) = at.at_attach else { return };
+        for item in self.items.keys().filter(|item| item.0 == table) {
+            let is_known = there.contains_key(item) || self.this_link.contains(item);
+            let moved_since = at.owner.has(item) || at.owner.was_removed(item, *version);
+            assert!(
+                is_known || moved_since,
+                "{item:?} is gone at the source, and here when {table} is synced"
+            );
+        }
     }
 
     /// Puts the ack off, one time in three; answers whether it did.

@@ -115,8 +115,12 @@ impl World {
         });
         let link = self.nodes[node].link.as_mut().expect("it was put in its ring");
         link.sent.push((item.clone(), change));
+        let here = link.ring.iter().any(|record| record.item == item && record.change == change);
+        // An enumeration may name what was acknowledged before, under the number that it had: an earlier copy is due then.
+        let kept = item.as_ref().is_some_and(|item| self.owner.keeps_newest(item.0));
+        assert!(!here || !kept, "what is still in the ring was sent again");
         link.written += 1;
-        link.ring.push_back(Record { bytes, item, resent });
+        link.ring.push_back(Record { bytes, item, change, resent });
     }
 
     /// Takes up to so many records out of the ring.
@@ -167,6 +171,7 @@ impl World {
             epoch: self.epoch,
             link: link.number,
             salt: self.rng.u32(..),
+            at_attach: node.at_attach.as_ref(),
             faults: self.faults,
             defers: node.defers,
         };
@@ -202,6 +207,7 @@ impl World {
             epoch: self.epoch,
             link: 0,
             salt: self.rng.u32(..),
+            at_attach: node.at_attach.as_ref(),
             faults: self.faults,
             defers: node.defers,
         };
@@ -305,6 +311,7 @@ impl World {
         let session = self.source.attach(node.core.subscription().clone());
         let restarted = node.core.attach(self.epoch);
         node.epoch = self.epoch;
+        node.at_attach = self.owner.is_all_told().then(|| (self.owner.items(), self.owner.version));
         node.app.attach(restarted);
         self.links += 1;
         self.trace.note(|| format!("{at} attaches, {:?}", node.core.subscription()));
@@ -332,8 +339,8 @@ impl World {
         self.trace.note(|| format!("{at} restarts"));
         let Node { core, defers, .. } = &self.nodes[at];
         let core = DestinationCore::new(!defers, core.subscription().clone());
-        let (app, epoch) = (App::default(), self.epoch);
-        self.nodes[at] = Node { core, link: None, app, defers: *defers, stalled_until: 0, epoch };
+        let (app, epoch, at_attach) = (App::default(), self.epoch, None);
+        self.nodes[at] = Node { core, link: None, app, defers: *defers, epoch, at_attach, stalled_until: 0 };
     }
 
     pub(super) fn restart_source(&mut self) {

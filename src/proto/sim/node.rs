@@ -6,6 +6,7 @@ use super::super::destination::DestinationCore;
 use super::super::source::{Drawn, SessionId, SnapshotRequest};
 use super::super::store::TableId;
 use super::app::App;
+use super::owner::Items;
 use super::{Item, TABLES};
 use crate::opcode::ToOpcode;
 use crate::subscription::Subscription;
@@ -19,6 +20,8 @@ pub(super) struct Node {
     pub(super) defers: bool,
     /// That of the source when it last attached.
     pub(super) epoch: u64,
+    /// What there was when it last attached, and the version then, if the source knew all of it.
+    pub(super) at_attach: Option<(Items, u64)>,
     /// It stands still until that step.
     pub(super) stalled_until: u32,
 }
@@ -42,6 +45,7 @@ pub(super) struct Link {
 pub(super) struct Record {
     pub(super) bytes: Vec<u8>,
     pub(super) item: Option<Item>,
+    pub(super) change: u64,
     pub(super) resent: bool,
 }
 
@@ -54,7 +58,7 @@ impl Node {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Node {
         let defers = rng.bool();
         let core = DestinationCore::new(!defers, draw_subscription(rng));
-        Node { core, link: None, app: App::default(), defers, epoch: 0, stalled_until: 0 }
+        Node { core, link: None, app: App::default(), defers, epoch: 0, at_attach: None, stalled_until: 0 }
     }
 
     pub(super) fn wants(&self, item: &Item) -> bool {

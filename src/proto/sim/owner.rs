@@ -242,6 +242,11 @@ impl Owner {
         self.calls.iter().any(|call| call.item().0 == table)
     }
 
+    /// Whether the source was told of all changes of the application's own state.
+    pub(super) fn is_all_told(&self) -> bool {
+        self.calls.is_empty()
+    }
+
     /// Lines up calls for all pointed-to data of which the source was not told.
     pub(super) fn tell_all(&mut self) {
         for item in std::mem::take(&mut self.untold) {
