@@ -1,0 +1,65 @@
+//! What is unacknowledged: acks, places in queues, flushes.
+
+use super::Mutant;
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        fault: "ack ignores the entry's newer sequence number",
+        file: "proto/cache.rs",
+        edits: &[("if «self.is_newest(&record, store)» { deleted(", "self.entry(record.entry).is_unacked()")],
+    },
+    Mutant {
+        fault: "range ack over an unsent change: it covers what waits with a sequence number in the range",
+        file: "proto/cache.rs",
+        edits: &[(
+            "deleted(self.delete(record.entry, store)); } } «» self.drop_superseded(store);",
+            "let covers = |item: &ItemId| {
+                let seq = store.item(*item).change.seq().value();
+                (ack.first_seq.value()..=ack.last_seq.value()).contains(&seq)
+            };
+            let covered: Vec<ItemId> = self.unacked_items().map(|(item, _)| item).filter(covers).collect();
+            for item in covered {
+                deleted(self.delete(EntryId::item(item), store));
+            }",
+        )],
+    },
+    Mutant {
+        fault: "acks match by the 32-bit sequence number",
+        file: "proto/cache.rs",
+        edits: &[(
+            "is_unacked() && «self.change_of(record.entry, store) == record.change»",
+            "self.change_of(record.entry, store).seq() == record.change.seq()",
+        )],
+    },
+    Mutant {
+        fault: "a change of an item that is in flight gets no place in the queue",
+        file: "proto/cache.rs",
+        edits: &[(
+            "if «!before.has(CacheEntry::QUEUED)» { self.enqueue(id, after); }",
+            "!before.has(CacheEntry::QUEUED) && !before.is_in_flight()",
+        )],
+    },
+    Mutant {
+        fault: "an entry that waits and becomes a pointer is lost from both queues",
+        file: "proto/cache.rs",
+        edits: &[("if entry.has(CacheEntry::WAITING) { «self.enqueue(id, entry);» } else {", "")],
+    },
+    Mutant {
+        fault: "the end marker does not say that an item waits to be sent again",
+        file: "proto/cache.rs",
+        edits: &[("«if self.waiting_again > 0 { return 0; }»", "")],
+    },
+    Mutant {
+        fault: "a flush is satisfied by what was sent",
+        file: "proto/cache.rs",
+        edits: &[(
+            "push_back(InFlight { ordinal, change, entry: id, flushes }); «»",
+            "self.satisfy_flushes(InFlight { ordinal, change, entry: id, flushes });",
+        )],
+    },
+    Mutant {
+        fault: "a flush does not wait for what waits for room",
+        file: "proto/cache/flush.rs",
+        edits: &[("if «entry.is_waiting() && entry.flushes & bit == 0» {", "false")],
+    },
+];
