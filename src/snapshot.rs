@@ -19,6 +19,9 @@ pub type SnapshotResult = Result<(), Box<dyn Error + Send + Sync>>;
 /// It is called on the source's timer thread, again each time that the item is sent. While it runs, that thread does nothing
 /// else: a lock that is held for long delays resends, and the notice of dead destinations.
 ///
+/// The last reference to it may be let go of by the library, with the source's lock held: its `Drop`, if it has one that
+/// matters, must neither call the library nor wait for anyone who does. The same holds for an enumerator's iterator.
+///
 /// ```
 /// use std::sync::{Arc, Mutex};
 /// # let dir = tempfile::tempdir()?;
