@@ -69,7 +69,7 @@ pub(crate) enum Holds {
     Remove,
 }
 
-/// What [`SyncCache::record`] found.
+/// What [`SyncCache::record`](super::SyncCache::record) found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Recorded {
     /// There was no entry for the item.
@@ -94,9 +94,9 @@ impl CacheEntry {
     pub(super) const POINTER: u16 = 32;
     /// The table's end marker waits until it was sent.
     pub(super) const GATED: u16 = 64;
-    /// Within [`SyncCache::compact`]: a record of the newest change was seen.
+    /// Within [`SyncCache::compact`](super::SyncCache::compact): a record of the newest change was seen.
     pub(super) const NEWEST_KEPT: u16 = 128;
-    /// Within [`SyncCache::compact`]: a record that a flush waits for was seen.
+    /// Within [`SyncCache::compact`](super::SyncCache::compact): a record that a flush waits for was seen.
     pub(super) const AWAITED_KEPT: u16 = 256;
 
     pub(super) fn has(self, flag: u16) -> bool {
