@@ -260,7 +260,13 @@ impl Session {
             }
         }
         self.timer.advance_scanned(scanned);
-        due.into_iter().for_each(|entry| self.cache.resend(entry));
+        // One entry can be due twice: an enumeration has named an item under the number that it had, and the copy that was
+        // acknowledged then is still in the list.
+        for entry in due {
+            if self.cache.entry(entry).is_in_flight() {
+                self.cache.resend(entry);
+            }
+        }
     }
 }
 

@@ -130,7 +130,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "no resend",
         file: "proto/source/session.rs",
-        edits: &[("«due.into_iter().for_each(|entry| self.cache.resend(entry));»", "")],
+        edits: &[("if «self.cache.entry(entry).is_in_flight()» { self.cache.resend(entry); }", "false")],
     },
     Mutant {
         fault: "no second resend",
