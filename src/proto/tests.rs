@@ -429,3 +429,29 @@ fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
     assert_eq!(bench.pump(), 0);
     assert!(bench.core.has_reads(bench.session), "and the other way round");
 }
+
+#[test]
+fn an_entry_that_is_due_twice_is_sent_again_once() {
+    let mut bench = Enumerated::new(&[(1, "x")]);
+    let _other = bench.core.attach(Subscription::all());
+    let session = bench.core.attach(Subscription::all());
+    bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"));
+    let mut sent = Vec::new();
+    bench.pump(session, &mut sent);
+    assert_eq!(sent.len(), 2, "the table's name and the item");
+    // The name is not acknowledged, so the item's record stays behind it in the list.
+    bench.ack(session, &sent, 1);
+    bench.core.ready(bench.table);
+    assert!(bench.draw(session, 10));
+    assert!(bench.pump(session, &mut sent));
+    assert_eq!(sent[1], sent[2], "named by the enumeration under the number that it had");
+    let now = Instant::now();
+    bench.core.request_tick(session);
+    for tick in 0..8 {
+        bench.core.handle_timeout(session, now + Duration::from_millis(25) * tick, 100, 100);
+    }
+    let before = sent.len();
+    bench.pump(session, &mut sent);
+    let again = sent[before..].iter().filter(|seq| **seq == sent[1]).count();
+    assert_eq!(again, 1);
+}
