@@ -192,6 +192,20 @@ fn pointers_whose_places_others_take() {
 }
 
 #[test]
+fn a_link_that_breaks_while_pointers_are_replayed() {
+    let budget = Budget { breaks: 1, ..SCENE.budget };
+    let must_see = [LinkBroken, SnapshotStale, SnapshotOlder, AttachedWithItems, Swept, Coalesced];
+    check("pointers, replayed", Scene { kind: Kind::Pointers, budget, ..SCENE }, &must_see);
+}
+
+#[test]
+fn a_source_that_crashes_under_an_enumeration() {
+    let budget = Budget { changes: 1, source_crashes: 1, lost_records: 1, ..SCENE.budget };
+    let must_see = [SourceCrashed, EnumeratedPassedOver, AttachedWithItems, Swept, MarkerHeldBack, Gap];
+    check("a crash under an enumeration", Scene { kind: Kind::Enumerated, budget, ..SCENE }, &must_see);
+}
+
+#[test]
 fn an_enumeration_under_which_items_change_and_that_is_cut_off() {
     let budget = Budget { breaks: 1, ..SCENE.budget };
     let must_see = [EnumeratedPassedOver, LinkBroken, AttachedWithItems, Swept];

@@ -455,3 +455,15 @@ fn an_entry_that_is_due_twice_is_sent_again_once() {
     let again = sent[before..].iter().filter(|seq| **seq == sent[1]).count();
     assert_eq!(again, 1);
 }
+
+#[test]
+fn no_pointer_is_read_before_the_name_of_its_table_was_sent() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    let table = bench.core.table("u", Retention::Newest).unwrap();
+    let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
+    bench.core.set(table, 1u32.to_opcode().unwrap(), NewValue::Pointer(&pointer));
+    // There was no room for the name, and now there is some.
+    assert!(!bench.core.has_reads(bench.session) && bench.core.poll_read(bench.session).is_none());
+    assert_eq!(bench.pump(), 1, "the name");
+    assert!(bench.core.has_reads(bench.session) && bench.core.poll_read(bench.session).is_some());
+}

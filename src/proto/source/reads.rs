@@ -45,6 +45,9 @@ impl SourceCore {
     /// What the application is to be asked for next, if anything. An enumeration that was lent must be given back.
     pub(crate) fn poll_read(&mut self, id: SessionId) -> Option<Read> {
         let session = self.sessions[id].as_mut()?;
+        if !session.has_reads() {
+            return None;
+        }
         if session.enumeration_goes() {
             let (table, items) = session.replay.take_items()?;
             return Some(Read::Enumeration { table, items });

@@ -108,9 +108,11 @@ impl Session {
         }
     }
 
-    /// Whether something waits that the application must be asked for.
+    /// Whether something waits that the application must be asked for, and may go: a table's own records go first, as an
+    /// item before its table's name means nothing to the destination.
     pub(super) fn has_reads(&mut self) -> bool {
-        self.cache.next_waiting(true).is_some() || self.replay.may_draw()
+        let may_read = self.cache.next_control().is_none();
+        may_read && (self.cache.next_waiting(true).is_some() || self.replay.may_draw())
     }
 
     /// Whether an enumeration is to be drawn from, and not a pointer to be read. They take turns.
