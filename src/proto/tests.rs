@@ -467,3 +467,26 @@ fn no_pointer_is_read_before_the_name_of_its_table_was_sent() {
     assert_eq!(bench.pump(), 1, "the name");
     assert!(bench.core.has_reads(bench.session) && bench.core.poll_read(bench.session).is_some());
 }
+
+#[test]
+fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
+    const TABLES: usize = 5;
+    const KEYS: u32 = 20;
+    let mut core = SourceCore::new(config(ResendPolicy::default()));
+    let tables: Vec<TableId> =
+        (0..TABLES).map(|n| core.table(&n.to_string(), Retention::Newest).unwrap()).collect();
+    for (key, &table) in (0..KEYS).flat_map(|key| tables.iter().map(move |table| (key, table))) {
+        core.set(table, key.to_opcode().unwrap(), NewValue::Data(b"v"));
+    }
+    let session = core.attach(Subscription::all());
+    let mut sent = Vec::new();
+    while let Some(outgoing) = core.poll_frame(session) {
+        let (entry, is_item) = (outgoing.entry, matches!(outgoing.frame.payload, Payload::Set { .. }));
+        core.handle_sent(session, entry);
+        sent.extend(is_item.then_some(usize::from(entry.table)));
+    }
+    assert_eq!(sent.len(), TABLES * KEYS as usize);
+    for ring_full in sent.chunks(2 * TABLES) {
+        assert!((0..TABLES).all(|table| ring_full.contains(&table)), "one stood still: {ring_full:?}");
+    }
+}

@@ -35,6 +35,7 @@ pub(super) struct Deferred {
     change: u64,
     before: Option<u64>,
     was_this_epoch: bool,
+    was_this_link: bool,
     was_told_gone: bool,
     /// The epoch and the number of the link that it came on.
     pub(super) epoch: u64,
@@ -119,7 +120,7 @@ impl App {
 
     /// The application refuses what it had put off, and goes back to what it had.
     pub(super) fn go_back(&mut self, deferred: Deferred) {
-        let Deferred { item, change, before, was_this_epoch, was_told_gone, .. } = deferred;
+        let Deferred { item, change, before, was_this_epoch, was_this_link, was_told_gone, .. } = deferred;
         self.told.remove(&(item.clone(), change));
         if was_told_gone {
             self.told_gone.insert(item.clone());
@@ -128,6 +129,9 @@ impl App {
         }
         if !was_this_epoch {
             self.this_epoch.remove(&item);
+        }
+        if !was_this_link {
+            self.this_link.remove(&item);
         }
         match before {
             Some(version) => self.items.insert(item, version),
@@ -190,6 +194,7 @@ impl App {
             change: at.change,
             before,
             was_this_epoch: self.this_epoch.contains(item),
+            was_this_link: self.this_link.contains(item),
             was_told_gone: self.told_gone.contains(item),
             epoch: at.epoch,
             link: at.link,
