@@ -245,7 +245,20 @@ impl Enumerated {
         Enumerated { core, table }
     }
 
-    /// Sends all that waits on a session; answers ordinals and numbers, and whether an end marker was among them.
+    /// One item, which another destination never acknowledges, so that the source knows it, and a session that was sent it;
+    /// with the numbers of what that was sent.
+    fn owed_elsewhere() -> (Enumerated, SessionId, Vec<SyncSeq>) {
+        let mut bench = Enumerated::new(&[(1, "x")]);
+        let _other = bench.core.attach(Subscription::all());
+        let session = bench.core.attach(Subscription::all());
+        bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"));
+        let mut sent = Vec::new();
+        bench.pump(session, &mut sent);
+        assert_eq!(sent.len(), 2, "the table's name and the item");
+        (bench, session, sent)
+    }
+
+    /// Sends all that waits on a session; notes the numbers, and answers whether an end marker was among them.
     fn pump(&mut self, session: SessionId, sent: &mut Vec<SyncSeq>) -> bool {
         let mut ended = false;
         while let Some(outgoing) = self.core.poll_frame(session) {
@@ -274,13 +287,7 @@ impl Enumerated {
 
 #[test]
 fn the_ack_of_an_earlier_copy_lets_the_end_marker_of_an_enumeration_go() {
-    let mut bench = Enumerated::new(&[(1, "x")]);
-    // Another destination never acknowledges, so that the source knows the item.
-    let _other = bench.core.attach(Subscription::all());
-    let session = bench.core.attach(Subscription::all());
-    bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"));
-    let mut sent = Vec::new();
-    bench.pump(session, &mut sent);
+    let (mut bench, session, mut sent) = Enumerated::owed_elsewhere();
     // It is sent a second time, and the first copy is acknowledged.
     let now = Instant::now() + Duration::from_secs(1);
     bench.core.request_tick(session);
@@ -432,13 +439,7 @@ fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
 
 #[test]
 fn an_entry_that_is_due_twice_is_sent_again_once() {
-    let mut bench = Enumerated::new(&[(1, "x")]);
-    let _other = bench.core.attach(Subscription::all());
-    let session = bench.core.attach(Subscription::all());
-    bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"));
-    let mut sent = Vec::new();
-    bench.pump(session, &mut sent);
-    assert_eq!(sent.len(), 2, "the table's name and the item");
+    let (mut bench, session, mut sent) = Enumerated::owed_elsewhere();
     // The name is not acknowledged, so the item's record stays behind it in the list.
     bench.ack(session, &sent, 1);
     bench.core.ready(bench.table);
