@@ -65,6 +65,8 @@ pub struct Destination {
     /// When it was last seen that the source lives; `None` when there is reason to look.
     source_seen: Option<Instant>,
     last_failure: Option<String>,
+    /// The link broke outside of `recv`, whose next call says so.
+    broken: Option<LinkError>,
     /// When to try again to give up what is not wanted any more.
     unwanted_retry: Option<Instant>,
 }
@@ -129,6 +131,7 @@ impl Destination {
             set: PollSet::new(),
             source_seen: None,
             last_failure: None,
+            broken: None,
             unwanted_retry: None,
         })
     }
@@ -179,7 +182,8 @@ impl Destination {
     /// was applied meanwhile, or the source has another life now.
     ///
     /// # Errors
-    /// [`RecvError`]. The link broke, or this is a forked child.
+    /// [`RecvError::Forked`] only. That the link has broken is told by the next `recv`, and the ack is given when the change
+    /// comes again.
     pub fn ack(&mut self, token: AckToken) -> Result<bool, RecvError> {
         self.ack_all([token]).map(|owed| owed == 1)
     }
@@ -191,8 +195,10 @@ impl Destination {
     pub fn ack_all(&mut self, tokens: impl IntoIterator<Item = AckToken>) -> Result<usize, RecvError> {
         self.check_process()?;
         let owed = tokens.into_iter().filter(|token| self.core.acknowledge(token)).count();
-        if let Attachment::Attached(link) = &mut self.attachment {
-            link.send_acks(&mut self.core)?;
+        if let Attachment::Attached(link) = &mut self.attachment
+            && let Err(error) = link.send_acks(&mut self.core)
+        {
+            self.broken = Some(error);
         }
         Ok(owed)
     }
@@ -211,9 +217,8 @@ impl Destination {
     }
 
     /// Wants other items from now on. The present link is given up, without an [`Event::SourceLost`], and the next calls
-    /// attach anew; what is not wanted any
-    /// more is told as [`Event::Removed`] then: items of tables that are not named at once, others at the end marker of their
-    /// table.
+    /// attach anew; what is not wanted any more is told as [`Event::Removed`] then: items of tables that are not named at
+    /// once, others at the end marker of their table.
     ///
     /// # Errors
     /// [`SubscriptionError`]; then nothing has changed.
@@ -221,6 +226,7 @@ impl Destination {
         Hello::check(&subscription)?;
         self.core.set_subscription(subscription);
         self.core.detach();
+        self.broken = None;
         self.attachment = Attachment::Detached(None);
         self.retry = Retry::now();
         Ok(())
@@ -286,6 +292,9 @@ impl Destination {
 
     /// Does what can be done without waiting.
     fn dispatch(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) -> Result<usize, RecvError> {
+        if let Some(error) = self.broken.take() {
+            return Err(self.lose_link(error, handler));
+        }
         match &mut self.attachment {
             Attachment::Attached(link) => {
                 let last_failure = &mut self.last_failure;
