@@ -19,7 +19,7 @@ mod records;
 
 use std::cell::Cell;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::opcode::Opcode;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -222,8 +222,10 @@ impl DestinationCore {
         let Some(Owed { removes, received: (attach, ordinal), .. }) = self.take_owed(token) else {
             return false;
         };
-        if removes && self.tables[token.table].records.remove(&token.opcode).is_some() {
-            self.stats.items -= 1;
+        let LocalTable { records, told_gone, .. } = &mut self.tables[token.table];
+        if removes {
+            told_gone.remove(&token.opcode);
+            self.stats.items -= u64::from(records.remove(&token.opcode).is_some());
         }
         // Else it comes again on the present link, and is known then.
         if attach == self.attach
@@ -239,7 +241,8 @@ impl DestinationCore {
     pub(crate) fn refuse(&mut self, token: &AckToken) -> bool {
         let Some(Owed { before, .. }) = self.take_owed(token) else { return false };
         self.stats.failed += 1;
-        let LocalTable { records, owed, .. } = &mut self.tables[token.table];
+        let LocalTable { records, told_gone, .. } = &mut self.tables[token.table];
+        told_gone.remove(&token.opcode);
         let Some(before) = before else {
             self.stats.items -= u64::from(records.remove(&token.opcode).is_some());
             return true;
@@ -249,9 +252,7 @@ impl DestinationCore {
             record.applied_on = before.applied_on;
         }
         if before.told_gone {
-            // That remove is owed again, though its source, which has a newer change, has no use for its ack.
-            self.stats.owed += 1;
-            owed.insert(token.opcode.clone(), before.owed_remove());
+            told_gone.insert(token.opcode.clone());
         }
         true
     }
@@ -348,6 +349,7 @@ impl DestinationCore {
                 name: name.into(),
                 records: HashMap::new(),
                 owed: HashMap::new(),
+                told_gone: HashSet::new(),
                 synced: 0,
             });
             self.tables.len() - 1
@@ -368,7 +370,7 @@ impl DestinationCore {
         handler: &mut impl FnMut(Event<'_>) -> Applied,
     ) -> Applied {
         let Received { table: at, change, .. } = received;
-        let LocalTable { name, records, owed, .. } = &mut self.tables[at];
+        let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
         let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
         let mut replaced = false;
         let record = records.get_mut(&opcode);
@@ -380,7 +382,7 @@ impl DestinationCore {
                         self.stats.duplicates += 1;
                         return received.is_settled(owed.get_mut(&opcode), self.attach);
                     }
-                    let was_told = owed.get(&opcode).is_some_and(|owed| owed.removes);
+                    let was_told = !told_gone.is_empty() && told_gone.contains(&opcode);
                     replaced = record.change < created && !was_told;
                 }
                 Some(record)
@@ -396,8 +398,8 @@ impl DestinationCore {
         }
         self.stats.applied += 1;
         let kept: &[u8] = if self.keep_values { value } else { &[] };
-        let told_gone = owed.get(&opcode).is_some_and(|owed| owed.removes);
-        let before = record.as_ref().map(|record| record.before(told_gone));
+        let was_told = !told_gone.is_empty() && told_gone.remove(&opcode);
+        let before = record.as_ref().map(|record| record.before(was_told));
         let superseded = if owed.is_empty() { None } else { owed.remove(&opcode) };
         self.stats.owed -= u64::from(superseded.is_some());
         if deferred.get() {
@@ -430,7 +432,7 @@ impl DestinationCore {
         handler: &mut impl FnMut(Event<'_>) -> Applied,
     ) -> Applied {
         let Received { table: at, change, .. } = received;
-        let LocalTable { name, records, owed, .. } = &mut self.tables[at];
+        let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
         let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
         let Some(record) = records.get_mut(&opcode) else {
             self.stats.duplicates += 1;
@@ -449,13 +451,14 @@ impl DestinationCore {
             return false;
         }
         self.stats.applied += 1;
-        let told_gone = owed.get(&opcode).is_some_and(|owed| owed.removes);
-        let before = Some(record.before(told_gone));
+        let was_told = !told_gone.is_empty() && told_gone.remove(&opcode);
+        let before = Some(record.before(was_told));
         self.stats.owed -= u64::from(owed.remove(&opcode).is_some());
         if deferred.get() {
             record.change = change;
             record.applied_on = self.attach;
             self.stats.owed += 1;
+            told_gone.insert(opcode.clone());
             owed.insert(opcode, received.owed(before, true, self.attach));
             return false;
         }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::destination::DestinationCore;
+use super::destination::{DestinationCore, Event};
 use super::resend::ResendPolicy;
 use super::source::{Drawn, Read, SessionId, SourceConfig, SourceCore};
 use super::store::{NewValue, TableId, Value};
@@ -490,4 +490,47 @@ fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
     for ring_full in sent.chunks(2 * TABLES) {
         assert!((0..TABLES).all(|table| ring_full.contains(&table)), "one stood still: {ring_full:?}");
     }
+}
+
+#[test]
+fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle() {
+    let mut source = SourceCore::new(config(ResendPolicy::default()));
+    let table = source.table("t", Retention::Newest).unwrap();
+    let session = source.attach(Subscription::all());
+    let mut destination = DestinationCore::new(false, Subscription::all());
+    destination.attach(7);
+    let key = 1u32.to_opcode().unwrap();
+    let mut tokens = Vec::new();
+    let mut deliver = |source: &mut SourceCore, destination: &mut DestinationCore, defer: bool| {
+        let mut replaced = false;
+        while let Some(outgoing) = source.poll_frame(session) {
+            let mut record = Vec::new();
+            outgoing.frame.encode(|piece| record.extend_from_slice(piece));
+            let entry = outgoing.entry;
+            source.handle_sent(session, entry);
+            let handler = |event: Event<'_>| {
+                replaced |= matches!(event, Event::Set { replaced: true, .. });
+                tokens.extend(event.defer_ack().filter(|_| defer));
+                true
+            };
+            destination.handle_record(&record, handler).unwrap();
+        }
+        (replaced, std::mem::take(&mut tokens).pop())
+    };
+    source.set(table, key.clone(), NewValue::Data(b"first life"));
+    let (_, first) = deliver(&mut source, &mut destination, true);
+    assert!(destination.acknowledge(&first.unwrap()));
+    source.remove(table, &key).unwrap();
+    let (_, gone) = deliver(&mut source, &mut destination, true);
+    source.set(table, key.clone(), NewValue::Data(b"second life"));
+    let (replaced, second) = deliver(&mut source, &mut destination, true);
+    assert!(!replaced, "the remove was told");
+    assert!(!destination.acknowledge(&gone.unwrap()), "there is a newer change");
+    assert!(destination.refuse(&second.unwrap()));
+    assert_eq!(destination.stats().owed, 0, "no token is left that could settle anything");
+    source.set(table, key, NewValue::Data(b"third value"));
+    let (replaced, third) = deliver(&mut source, &mut destination, true);
+    assert!(!replaced, "the remove was told, and what came after it was refused");
+    assert!(destination.acknowledge(&third.unwrap()));
+    assert_eq!((destination.stats().owed, destination.stats().items), (0, 1));
 }

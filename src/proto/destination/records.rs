@@ -1,6 +1,6 @@
 //! A destination's own record of each item, and of the acks that its application owes.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
@@ -14,6 +14,9 @@ pub(super) struct LocalTable {
     pub(super) records: HashMap<Opcode, Record>,
     /// Changes of the present epoch that were handed over and are not yet acknowledged: each the newest of its record.
     pub(super) owed: HashMap<Opcode, Owed>,
+    /// Items that are recorded, and of which the application was told that they are gone: it has put the ack of that off, or
+    /// has refused what came after it.
+    pub(super) told_gone: HashSet<Opcode>,
     /// The attach whose end marker was applied last; 0 for none.
     pub(super) synced: u32,
 }
@@ -48,7 +51,7 @@ pub(super) struct Owed {
 pub(super) struct Before {
     pub(super) change: ChangeNumber,
     pub(super) applied_on: u32,
-    /// The application was told that the item is gone, and the ack of that was owed.
+    /// The application was told that the item is gone.
     pub(super) told_gone: bool,
 }
 
@@ -85,7 +88,7 @@ impl LocalTable {
         goes: impl Fn(&Record) -> bool,
         mut handler: impl FnMut(&str, &Opcode, &Record) -> Applied,
     ) -> u64 {
-        let LocalTable { name, records, owed, .. } = self;
+        let LocalTable { name, records, owed, told_gone, .. } = self;
         let removed = records.extract_if(|opcode, record| {
             if !goes(record) || owes_remove(owed, opcode) {
                 return false;
@@ -93,6 +96,7 @@ impl LocalTable {
             let gone = handler(name, opcode, record);
             if gone {
                 stats.owed -= u64::from(owed.remove(opcode).is_some());
+                told_gone.remove(opcode);
             } else {
                 stats.failed += 1;
             }
@@ -104,19 +108,9 @@ impl LocalTable {
     }
 }
 
-/// Before the first attach.
-const NO_ATTACH: u32 = 0;
-
 impl Record {
     pub(super) fn before(&self, told_gone: bool) -> Before {
         Before { change: self.change, applied_on: self.applied_on, told_gone }
-    }
-}
-
-impl Before {
-    pub(super) fn owed_remove(self) -> Owed {
-        let before = Some(Before { told_gone: false, ..self });
-        Owed { change: self.change, removes: true, received: (NO_ATTACH, 0), before }
     }
 }
 
@@ -157,6 +151,7 @@ mod hash {
             (&self.name, self.synced).hash(state);
             hash_sorted(&self.records, state);
             hash_sorted(&self.owed, state);
+            self.told_gone.iter().collect::<std::collections::BTreeSet<_>>().hash(state);
         }
     }
 

@@ -379,12 +379,10 @@ impl World {
 
     fn is_quiet(&self) -> bool {
         self.nodes.iter().all(|node| {
+            let settled = node.app.tokens.is_empty() && !node.core.has_unwanted();
             node.link.as_ref().is_some_and(|link| {
                 let state = self.source.session_state(link.session).expect("not overrun, or given up");
-                state.unacked == 0
-                    && !state.replaying
-                    && node.core.is_all_synced()
-                    && !node.core.has_unwanted()
+                settled && state.unacked == 0 && !state.replaying && node.core.is_all_synced()
             })
         }) && self.flushes.iter().all(Option::is_none)
     }
