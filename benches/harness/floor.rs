@@ -1,0 +1,112 @@
+//! What the machine gives: the least that a round trip between two processes can cost.
+
+#![allow(unsafe_code)]
+
+use std::hint::spin_loop;
+use std::io;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Instant;
+
+use super::peer::{Words, fork_on};
+use super::report::Recorder;
+use super::{cpu, record};
+
+/// A floor above this is that of two cpus which the host has moved apart.
+pub(crate) const FAR_NS: f64 = 150.0;
+
+/// A 64-byte record whose first word is also the flag, there and back, on two cpus. Answers the mean in ns.
+pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64, recorder: Option<&mut Recorder>) -> f64 {
+    let words = Words::new(4);
+    let peer = fork_on(&[cpus[1]], || {
+        let mut value = [0; 64];
+        for n in 1..=round_trips {
+            receive(&words, 0, n);
+            record::fill(&mut value, n);
+            send(&words, 2, &value, n);
+        }
+    });
+    cpu::pin(cpus[0]);
+    let mut value = [0; 64];
+    let mut recorder = recorder;
+    let mut before = Instant::now();
+    let start = before;
+    for n in 1..=round_trips {
+        record::fill(&mut value, n);
+        send(&words, 0, &value, n);
+        receive(&words, 2, n);
+        if let Some(recorder) = &mut recorder {
+            let now = Instant::now();
+            recorder.record(now - before);
+            before = now;
+        }
+    }
+    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    peer.join();
+    mean
+}
+
+fn send(words: &Words, line: usize, value: &[u8; 64], n: u64) {
+    let line = words.line(line);
+    for (word, bytes) in line[1..].iter().zip(value.chunks_exact(8)) {
+        word.store(u64::from_ne_bytes(bytes.try_into().expect("eight bytes")), Relaxed);
+    }
+    line[0].store(n, Release);
+}
+
+fn receive(words: &Words, line: usize, n: u64) {
+    let line = words.line(line);
+    while line[0].load(Acquire) != n {
+        spin_loop();
+    }
+    let mut wrong = 0;
+    for (word, at) in line[1..].iter().zip(0u64..) {
+        wrong |= word.load(Relaxed) ^ n ^ (at << 56);
+    }
+    assert!(wrong == 0, "a record of the floor is torn");
+}
+
+/// Two processes on one cpu that wake each other through eventfds, blocking in `read`. Answers the mean in ns.
+pub(crate) fn eventfd(cpu: usize, round_trips: u64) -> f64 {
+    let there = eventfd_new();
+    let back = eventfd_new();
+    let peer = fork_on(&[cpu], || {
+        for _ in 0..round_trips {
+            eventfd_read(there);
+            eventfd_write(back);
+        }
+    });
+    cpu::pin(cpu);
+    let start = Instant::now();
+    for _ in 0..round_trips {
+        eventfd_write(there);
+        eventfd_read(back);
+    }
+    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    peer.join();
+    for fd in [there, back] {
+        // SAFETY: opened above, and nobody uses it any more.
+        unsafe { libc::close(fd) };
+    }
+    mean
+}
+
+fn eventfd_new() -> i32 {
+    // SAFETY: makes a descriptor; no memory is involved.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    assert!(fd >= 0, "eventfd: {}", io::Error::last_os_error());
+    fd
+}
+
+fn eventfd_write(fd: i32) {
+    let one = 1u64;
+    // SAFETY: eight bytes of our own.
+    let written = unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    assert!(written == 8, "write to an eventfd: {}", io::Error::last_os_error());
+}
+
+fn eventfd_read(fd: i32) {
+    let mut count = 0u64;
+    // SAFETY: eight bytes of our own.
+    let read = unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
+    assert!(read == 8 && count > 0, "read of an eventfd: {}", io::Error::last_os_error());
+}
