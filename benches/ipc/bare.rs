@@ -1,0 +1,133 @@
+//! The ring by itself: no frames, no cache, no acks.
+//!
+//! The library keeps its ring private, so it is compiled into this bench once more, from the same source.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::harness::peer::{Words, fork_on};
+use crate::harness::{cpu, record};
+use crate::region::layout::{Header, Kind};
+use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
+use crate::region::{OwnRegion, PeerRegion};
+use crate::ring::{Consumer, Producer};
+
+/// One side of a link: a ring out, a ring in.
+struct Side {
+    out: Producer<ProducerMapping>,
+    into: Consumer<ConsumerMapping>,
+    scratch: Vec<u8>,
+}
+
+const READY: usize = 0;
+const FD: usize = 2;
+
+/// Makes this side's region, tells the other side where it is (word `FD + own`, and its process in the value's high half),
+/// and takes the other's over.
+fn meet(words: &Words, own: usize, ring_bytes: u64) -> Side {
+    let header = |kind| Header { kind, ring_bytes, identity: 1 };
+    let kinds = [Kind::Change, Kind::Ack];
+    let region = Arc::new(OwnRegion::create(header(kinds[own])).expect("a region"));
+    let place = (u64::from(std::process::id()) << 32) | region.fd().as_raw_fd() as u64;
+    words.set(FD + own, place);
+    words.wait_for(FD + 1 - own, 1);
+    let place = words.get(FD + 1 - own);
+    let path = format!("/proc/{}/fd/{}", place >> 32, place & 0xffff_ffff);
+    let fd = File::open(path).expect("the peer's region").into();
+    let peer = PeerRegion::open(fd, header(kinds[1 - own]), ring_bytes).expect("the peer's region is good");
+    let peer = Arc::new(peer);
+    let out = Producer::new(ProducerMapping::new(region.clone(), peer.clone()), ring_bytes);
+    let into = Consumer::new(ConsumerMapping::new(region, peer), ring_bytes);
+    words.word(READY).fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    words.wait_for(READY, 2);
+    Side { out, into, scratch: Vec::new() }
+}
+
+impl Side {
+    fn send(&mut self, value: &[u8]) -> bool {
+        self.out.try_write(value.len(), |writer| writer.put(value)).expect("a sane peer")
+    }
+
+    fn receive(&mut self) -> u64 {
+        loop {
+            if let Some(value) = self.into.try_read(&mut self.scratch).expect("a sane peer") {
+                let n = record::verify(value);
+                self.into.release();
+                return n;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A record there and one back. Answers the mean in ns.
+pub(crate) fn round_trip(cpus: [usize; 2], round_trips: u64) -> f64 {
+    let words = Words::new(4);
+    let peer = fork_on(&[cpus[1]], || {
+        let mut side = meet(&words, 1, 1 << 16);
+        let mut value = [0; 64];
+        for n in 1..=round_trips {
+            assert_eq!(side.receive(), n);
+            record::fill(&mut value, n);
+            assert!(side.send(&value));
+            side.out.publish();
+        }
+    });
+    cpu::pin(cpus[0]);
+    let mut side = meet(&words, 0, 1 << 16);
+    let mut value = [0; 64];
+    let start = Instant::now();
+    for n in 1..=round_trips {
+        record::fill(&mut value, n);
+        assert!(side.send(&value));
+        side.out.publish();
+        assert_eq!(side.receive(), n);
+    }
+    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    peer.join();
+    mean
+}
+
+/// Records one way, published in batches. Answers records a second.
+pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 {
+    let words = Words::new(4);
+    let ring_bytes = 1 << 18;
+    let peer = fork_on(&[cpus[1]], || {
+        let mut side = meet(&words, 1, ring_bytes);
+        let mut n = 0;
+        while n < records {
+            while let Some(value) = side.into.try_read(&mut side.scratch).expect("a sane peer") {
+                assert_eq!(record::verify(value), n);
+                n += 1;
+                if n.is_multiple_of(256) {
+                    side.into.release();
+                }
+            }
+            side.into.release();
+            std::hint::spin_loop();
+        }
+        side.send(&n.to_ne_bytes());
+        side.out.publish();
+    });
+    cpu::pin(cpus[0]);
+    let mut side = meet(&words, 0, ring_bytes);
+    let mut value = vec![0; value_bytes];
+    let start = Instant::now();
+    for n in 0..records {
+        record::fill(&mut value, n);
+        while !side.send(&value) {
+            side.out.publish();
+            std::hint::spin_loop();
+        }
+        if n.is_multiple_of(64) {
+            side.out.publish();
+        }
+    }
+    side.out.publish();
+    assert_eq!(side.receive(), records);
+    let rate = records as f64 / start.elapsed().as_secs_f64();
+    peer.join();
+    rate
+}
