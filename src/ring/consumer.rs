@@ -77,8 +77,7 @@ impl<M: ConsumerMemory> Consumer<M> {
         let mut header = self.next_header()?;
         if header.kind == Header::PADDING {
             self.skip_padding(header)?;
-            // Not padding again: this is the ring's start, from where padding to its end would be longer than
-            // a record can be.
+            // Not padding again: that of a peer that means well is never as long as the ring.
             header = self.next_header()?;
         }
         if header.kind != Header::RECORD {
@@ -141,6 +140,12 @@ impl<M: ConsumerMemory> Consumer<M> {
         self.handshake.start_waiting(&self.memory);
     }
 
+    /// Tells the producer that this side polls and will never wait: from then on nobody calls
+    /// [`start_waiting`](Self::start_waiting).
+    pub(crate) fn never_wait(&mut self) {
+        self.handshake.never_wait(&self.memory);
+    }
+
     /// Tells the producer that this side is awake.
     pub(crate) fn stop_waiting(&mut self) {
         self.handshake.stop_waiting(&self.memory);
@@ -161,10 +166,16 @@ impl<M: ConsumerMemory> Consumer<M> {
 
         let len = header.length as usize;
         let at_most = available.min(self.geometry.to_end(self.position));
-        if len > self.geometry.max_payload() || record_bytes(len) > at_most {
+        if len > self.max_length(header.kind) || record_bytes(len) > at_most {
             return Err(self.bad_length(header, available));
         }
         Ok(header)
+    }
+
+    /// The longest payload of a record, or the longest padding: there is a record before it that it does not reach.
+    #[inline]
+    fn max_length(&self, kind: u32) -> usize {
+        if kind == Header::PADDING { self.geometry.max_padding() } else { self.geometry.max_payload() }
     }
 
     fn skip_padding(&mut self, header: Header) -> Result<(), RingError> {
@@ -178,6 +189,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     }
 
     /// Only called when the ring seems empty, so that the tail seen before is the position.
+    #[inline]
     fn refresh_tail(&mut self) -> Result<(), RingError> {
         // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
         let found = self.memory.load_peer(Word::Cursor);
@@ -199,7 +211,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[cold]
     fn bad_length(&self, header: Header, available: u64) -> RingError {
         let position = self.position;
-        let at_most = self.geometry.max_payload();
+        let at_most = self.max_length(header.kind);
         let found = record_bytes(header.length as usize);
         if header.length as usize > at_most {
             RingError::RecordTooLong { position, found: header.length, at_most }

@@ -74,7 +74,7 @@ fn header_that_no_producer_writes_is_an_error() {
         (64, (9, 1), RingError::RecordTooLong { position, found: 9, at_most: 8 }),
         (64, (max, 1), RingError::RecordTooLong { position, found: max, at_most: 8 }),
         (64, (max, max), RingError::RecordTooLong { position, found: max, at_most: 8 }),
-        (64, (56, 2), RingError::RecordTooLong { position, found: 56, at_most: 8 }),
+        (64, (56, 2), RingError::RecordTooLong { position, found: 56, at_most: 48 }),
         (8, (1, 1), RingError::RecordBeyondTail { position, found: 16, available: 8 }),
         (64, (8, 2), RingError::PaddingShort { position, found: 16, to_end: 64 }),
     ];

@@ -28,6 +28,19 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
     HEADER_BYTES + (payload_bytes as u64).next_multiple_of(RECORD_ALIGNMENT)
 }
 
+/// After so many bytes a ring that is empty begins anew at its start: see [`crosses_hot_bytes`].
+const HOT_BYTES: u64 = 4096;
+
+/// Whether a record at this offset reaches beyond the hot bytes that it begins in.
+///
+/// While the consumer keeps up, a few cache lines at the start of the ring serve again and again, and stay in the nearest
+/// caches of both sides. Going round the whole ring instead, a round trip took twice as long. Whether the ring is empty is
+/// looked at here only: that costs a line of the peer's.
+#[inline]
+pub(super) const fn crosses_hot_bytes(offset: u64, record_bytes: u64) -> bool {
+    offset / HOT_BYTES != (offset + record_bytes) / HOT_BYTES
+}
+
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
@@ -55,6 +68,12 @@ impl Geometry {
     #[inline]
     pub(super) fn max_payload(self) -> usize {
         max_payload_bytes(self.capacity)
+    }
+
+    /// The longest padding, less its header: it begins behind a record.
+    #[inline]
+    pub(super) fn max_padding(self) -> usize {
+        (self.capacity - 2 * HEADER_BYTES) as usize
     }
 
     /// The place in the ring of a position.
@@ -102,7 +121,7 @@ impl Header {
         Self { length: length as u32, kind: Self::RECORD }
     }
 
-    /// The header of a padding record that takes up `bytes` in all, less than a quarter of the ring.
+    /// The header of a padding record that takes up `bytes` in all, less than the ring.
     #[inline]
     pub(super) fn padding(bytes: u64) -> Self {
         Self { length: (bytes - HEADER_BYTES) as u32, kind: Self::PADDING }

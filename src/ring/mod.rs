@@ -26,8 +26,11 @@
 //! ```
 //!
 //! A record lies in one piece. One that does not fit before the end of the ring is preceded by a padding
-//! record that fills the ring up to its end. The largest record takes a quarter of the ring, so padding and
+//! record that fills the ring up to its end. The largest record takes a quarter of the ring, so such padding and
 //! record together never take more than half of it and always fit when the consumer has caught up.
+//!
+//! A ring that has run empty does not go on through memory that no cache has: every few KiB the producer looks
+//! whether the consumer has released everything, and if so pads up to the end and begins again at the start.
 //!
 //! The producer stages records and publishes a batch of them with one store of its cursor. The consumer
 //! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps

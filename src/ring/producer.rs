@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, Header, is_aligned, record_bytes};
+use super::layout::{Geometry, Header, crosses_hot_bytes, is_aligned, record_bytes};
 use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
@@ -83,7 +83,7 @@ impl<M: ProducerMemory> Producer<M> {
         len: usize,
         write: impl FnOnce(&mut Writer<'_, M>),
     ) -> Result<bool, RingError> {
-        let padding = self.padding_before(len);
+        let padding = self.padding_before(len)?;
         if !self.has_room(padding + record_bytes(len))? {
             return Ok(false);
         }
@@ -117,7 +117,7 @@ impl<M: ProducerMemory> Producer<M> {
     ///
     /// If `len` exceeds [`max_payload`](Self::max_payload).
     pub(crate) fn has_room_for(&mut self, len: usize) -> Result<bool, RingError> {
-        let padding = self.padding_before(len);
+        let padding = self.padding_before(len)?;
         self.has_room(padding + record_bytes(len))
     }
 
@@ -168,16 +168,33 @@ impl<M: ProducerMemory> Producer<M> {
         self.handshake.stop_waiting(&self.memory);
     }
 
-    /// How much padding a record of `len` bytes needs before it: none, or all that is left up to the end.
+    /// How much padding a record of `len` bytes needs before it: none, or all that is left up to the end, because it does
+    /// not fit there or because the ring is empty and begins anew.
     #[inline]
-    fn padding_before(&self, len: usize) -> u64 {
+    fn padding_before(&mut self, len: usize) -> Result<u64, RingError> {
         let at_most = self.max_payload();
         assert!(
             len <= at_most,
             "a record of {len} bytes does not fit this ring, whose longest has {at_most}"
         );
-        let to_end = self.geometry.to_end(self.tail);
-        if record_bytes(len) > to_end { to_end } else { 0 }
+        let (to_end, bytes) = (self.geometry.to_end(self.tail), record_bytes(len));
+        if bytes > to_end {
+            return Ok(to_end);
+        }
+        let offset = self.geometry.capacity() - to_end;
+        if crosses_hot_bytes(offset, bytes) && bytes <= offset && self.is_drained()? {
+            return Ok(to_end);
+        }
+        Ok(0)
+    }
+
+    /// Whether the consumer has released all that was written.
+    #[cold]
+    fn is_drained(&mut self) -> Result<bool, RingError> {
+        if self.head != self.tail {
+            self.refresh_head()?;
+        }
+        Ok(self.head == self.tail)
     }
 
     #[inline]
