@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::link::LinkError;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
-use crate::link::incoming::IncomingLink;
+use crate::link::incoming::{IncomingLink, Woken};
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
@@ -421,7 +421,10 @@ impl Destination {
                 self.attachment = Attachment::Greeting(Box::new(greeting));
                 Ok(0)
             }
-            Ok(Ok(Attached { link, epoch, pid })) => {
+            Ok(Ok(Attached { mut link, epoch, pid })) => {
+                if self.wait == Wait::Spin {
+                    link.never_wait();
+                }
                 self.attachment = Attachment::Attached(Box::new(link));
                 self.attached_at = Instant::now();
                 let restarted = self.core.attach(epoch);
@@ -472,8 +475,11 @@ impl Destination {
         match &mut self.attachment {
             Attachment::Attached(link) if self.wait == Wait::Spin => link.spin(SPINS),
             Attachment::Attached(link) => {
-                link.wait(&self.core, deadline, &mut self.set)?;
-                self.source_seen = None;
+                match link.wait(&self.core, deadline, &mut self.set)? {
+                    Woken::NotAsleep => {}
+                    Woken::SourceLives => self.source_seen = Some(Instant::now()),
+                    Woken::SourceGone => self.source_seen = None,
+                }
                 Ok(())
             }
             Attachment::Greeting(greeting) => {

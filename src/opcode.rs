@@ -48,6 +48,7 @@ impl Opcode {
     }
 
     /// The bytes.
+    #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -137,13 +138,11 @@ pub trait ToOpcode {
     ///
     /// # Errors
     /// [`OpcodeError::TooLong`].
+    #[inline]
     fn to_opcode(&self) -> Result<Opcode, OpcodeError> {
-        let mut writer = OpcodeWriter { bytes: SmallVec::new(), length: 0 };
+        let mut writer = OpcodeWriter { inline: [0; INLINE_BYTES], spilled: Vec::new(), length: 0 };
         self.append(&mut writer, true);
-        if writer.length > Opcode::MAX_BYTES {
-            return Err(OpcodeError::TooLong { bytes: writer.length });
-        }
-        Ok(Opcode(writer.bytes))
+        writer.finish()
     }
 }
 
@@ -156,7 +155,9 @@ pub trait FromOpcode: Sized {
 /// Collects an opcode's bytes, and counts those that are too many.
 #[derive(Debug)]
 pub struct OpcodeWriter {
-    bytes: SmallVec<[u8; INLINE_BYTES]>,
+    inline: [u8; INLINE_BYTES],
+    /// All bytes, if there are too many for `inline`.
+    spilled: Vec<u8>,
     length: usize,
 }
 
@@ -164,10 +165,35 @@ impl OpcodeWriter {
     /// Appends bytes as they are.
     #[inline]
     pub fn put(&mut self, bytes: &[u8]) {
+        let start = self.length;
         self.length += bytes.len();
-        if self.length <= Opcode::MAX_BYTES {
-            self.bytes.extend_from_slice(bytes);
+        match self.inline.get_mut(start..self.length) {
+            Some(free) => free.copy_from_slice(bytes),
+            None => self.spill(start, bytes),
         }
+    }
+
+    #[cold]
+    fn spill(&mut self, start: usize, bytes: &[u8]) {
+        if self.length > Opcode::MAX_BYTES {
+            return;
+        }
+        if self.spilled.is_empty() {
+            self.spilled.extend_from_slice(&self.inline[..start]);
+        }
+        self.spilled.extend_from_slice(bytes);
+    }
+
+    #[inline]
+    fn finish(self) -> Result<Opcode, OpcodeError> {
+        let OpcodeWriter { inline, spilled, length } = self;
+        if length <= INLINE_BYTES {
+            return Ok(Opcode(SmallVec::from_buf_and_len(inline, length)));
+        }
+        if length > Opcode::MAX_BYTES {
+            return Err(OpcodeError::TooLong { bytes: length });
+        }
+        Ok(Opcode(SmallVec::from_vec(spilled)))
     }
 
     /// Appends bytes of any length: as they are if last, else escaped and closed.

@@ -30,8 +30,8 @@ impl fmt::Display for SyncSeq {
     }
 }
 
-/// A change's full number: its order and identity within one epoch of its source. Never 0.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// A change's full number: its order and identity within one epoch of its source. The default, 0, is that of none.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct ChangeNumber(u64);
 
 impl ChangeNumber {

@@ -8,7 +8,7 @@ use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_utils::Backoff;
+use smallvec::{SmallVec, smallvec};
 
 use crate::link::service::{Shared, State};
 use crate::proto::store::TableStore;
@@ -140,39 +140,47 @@ impl Source {
     }
 
     fn flush_to(&self, only: Option<DestinationId>, timeout: Duration) -> Result<Flushed, FlushError> {
-        let deadline = deadline_after(timeout);
         let mut state = self.handle.lock().map_err(|_| FlushError::Forked)?;
-        let destinations = only.map_or_else(|| attached(&state), |only| vec![only]);
+        let destinations = only.map_or_else(|| attached(&state), |only| smallvec![only]);
         if destinations.is_empty() {
             return Ok(Flushed::NoDestination);
         }
+        // A destination that is awake acknowledges sooner than a flush is set up.
+        for look in 0..LOOKS_BEFORE_FLUSH {
+            self.handle.shared.drain_acks(&mut state);
+            if is_settled(&state, &destinations) {
+                return Ok(Flushed::Acked(destinations.len()));
+            }
+            drop(state);
+            if look < SPINS_BEFORE_FLUSH { std::hint::spin_loop() } else { std::thread::yield_now() }
+            state = self.handle.shared.lock();
+        }
+        self.flush_registered(state, only, &destinations, deadline_after(timeout))
+    }
+
+    fn flush_registered(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        only: Option<DestinationId>,
+        destinations: &[DestinationId],
+        deadline: Instant,
+    ) -> Result<Flushed, FlushError> {
         let session = only.map(|only| state.links.iter().flatten().find(|link| link.id == only));
         let session = match session {
-            Some(None) => return Ok(Flushed::Gone(destinations)),
+            Some(None) => return Ok(Flushed::Gone(destinations.to_vec())),
             Some(Some(link)) => Some(link.session),
             None => None,
         };
         let flush = state.start_flush(session).ok_or(FlushError::TooMany)?;
-        let backoff = Backoff::new();
         let outcome = loop {
-            if backoff.is_completed() {
-                self.handle.shared.await_acks(&mut state);
-            } else {
-                self.handle.shared.drain_acks(&mut state);
-            }
-            if let Some(outcome) = flush_outcome(&state, flush, &destinations, deadline) {
+            self.handle.shared.await_acks(&mut state);
+            if let Some(outcome) = flush_outcome(&state, flush, destinations, deadline) {
                 break outcome;
             }
             if state.is_closing() {
                 break Err(FlushError::Closed);
             }
-            if backoff.is_completed() {
-                state = self.handle.shared.wait_flushed(state, deadline);
-            } else {
-                drop(state);
-                backoff.snooze();
-                state = self.handle.shared.lock();
-            }
+            state = self.handle.shared.wait_flushed(state, deadline);
         };
         state.end_flush(flush);
         outcome
@@ -266,8 +274,24 @@ struct Forked;
 /// A table's name travels in a record, and shall fit any ring.
 const MAX_TABLE_NAME_BYTES: usize = 255;
 
-fn attached(state: &State) -> Vec<DestinationId> {
+/// How often a flush looks for acks before it has itself woken.
+const LOOKS_BEFORE_FLUSH: u32 = 48;
+/// Among them, how often it does so without giving way to others.
+const SPINS_BEFORE_FLUSH: u32 = 16;
+
+/// Mostly there are few.
+type Destinations = SmallVec<[DestinationId; 4]>;
+
+fn attached(state: &State) -> Destinations {
     state.links.iter().flatten().map(|link| link.id).collect()
+}
+
+/// Whether these destinations are all attached and have acknowledged everything.
+fn is_settled(state: &State, destinations: &[DestinationId]) -> bool {
+    destinations.iter().all(|destination| {
+        let link = state.links.iter().flatten().find(|link| link.id == *destination);
+        link.is_some_and(|link| link.failed.is_none() && state.core.is_settled(link.session))
+    })
 }
 
 /// How a flush ended, if it has.

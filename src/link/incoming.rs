@@ -36,6 +36,20 @@ pub(crate) struct IncomingLink {
     bytes_per_ring: u64,
 }
 
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// Before it began: there is something to be done.
+    NotAsleep,
+    /// By the source, by the deadline, or for no reason.
+    SourceLives,
+    /// The source seems to be gone.
+    SourceGone,
+}
+
+/// How often the cpu is offered to others before a destination sleeps: some microseconds, as long as a wake-up takes.
+const YIELDS_BEFORE_SLEEP: u32 = 16;
+
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
@@ -95,26 +109,38 @@ impl IncomingLink {
         Ok(consumed)
     }
 
+    /// This side polls: the source need not ring it, ever.
+    pub(crate) fn never_wait(&mut self) {
+        self.changes.never_wait();
+    }
+
     /// The source is dead. What it has published is still to be received, whether anybody takes the acks or not.
     pub(crate) fn handle_source_gone(&mut self) {
         self.source_gone = true;
     }
 
-    /// Sleeps until there is something to receive, the source is gone or the deadline has passed.
+    /// Sleeps until there is something to receive, the source is gone or the deadline has passed. Before that it gives way
+    /// to others for a while, in which the source may run on the same cpu, or be about to publish on another.
     pub(crate) fn wait(
         &mut self,
         core: &DestinationCore,
         deadline: Option<Instant>,
         set: &mut PollSet,
-    ) -> Result<(), LinkError> {
+    ) -> Result<Woken, LinkError> {
+        for _ in 0..YIELDS_BEFORE_SLEEP {
+            std::thread::yield_now();
+            if !core.is_congested() && !self.changes.is_empty()? {
+                return Ok(Woken::NotAsleep);
+            }
+        }
         self.changes.start_waiting();
         let outcome = self.wait_rung(core, deadline, set);
         self.changes.stop_waiting();
-        self.bell.clear()?;
         outcome
     }
 
     /// Looks at an empty ring so many times, or until there is something to receive.
+    #[inline]
     pub(crate) fn spin(&mut self, times: usize) -> Result<(), LinkError> {
         for _ in 0..times {
             if !self.changes.is_empty()? {
@@ -140,20 +166,24 @@ impl IncomingLink {
         core: &DestinationCore,
         deadline: Option<Instant>,
         set: &mut PollSet,
-    ) -> Result<(), LinkError> {
+    ) -> Result<Woken, LinkError> {
         // Records that may not be consumed yet are no reason to stay awake: the source rings for room in the ack ring.
         if !core.is_congested() && !self.changes.is_empty()? {
-            return Ok(());
+            return Ok(Woken::NotAsleep);
         }
         if self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)? {
-            return Ok(());
+            return Ok(Woken::NotAsleep);
         }
         set.clear();
-        set.watch(self.bell.as_fd(), Interest::Read);
-        set.watch(self.socket.as_fd(), Interest::HangUp);
-        set.watch(self.pidfd.as_fd(), Interest::Read);
+        let bell = set.watch(self.bell.as_fd(), Interest::Read);
+        let socket = set.watch(self.socket.as_fd(), Interest::HangUp);
+        let process = set.watch(self.pidfd.as_fd(), Interest::Read);
         set.wait(deadline)?;
-        Ok(())
+        if set.ready(bell).readable {
+            self.bell.clear()?;
+        }
+        let gone = set.ready(bell).hung_up || set.ready(socket).any() || set.ready(process).any();
+        Ok(if gone { Woken::SourceGone } else { Woken::SourceLives })
     }
 
     /// Rings a source that waits for room, if it was not rung since it began to.

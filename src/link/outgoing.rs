@@ -184,6 +184,9 @@ impl OutgoingLink {
                 self.publish()?;
                 (entries, bytes) = (0, 0);
             }
+            if core.is_quiet(self.session) {
+                break Pumped::All;
+            }
         };
         self.publish()?;
         self.sent_since_drain += sent;

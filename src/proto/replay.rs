@@ -331,9 +331,15 @@ impl Replay {
         taken
     }
 
+    /// As [`Replay::walk`], and mostly there is none.
+    #[inline]
+    pub(crate) fn next(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
+        if self.walking.is_empty() { None } else { self.walk(cache, store) }
+    }
+
     /// The item that goes next, if there is one. Of those whose data must be read through a pointer it makes entries on its
     /// way, and passes them over.
-    pub(crate) fn next(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
+    fn walk(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
         let mut passed = 0;
         while let Some(&table) = self.walking.front() {
             while let Some((id, item)) = self.tables[usize::from(table)].at(table, store) {
@@ -342,7 +348,7 @@ impl Replay {
                     Value::Data(_) if is_owed => return Some(id),
                     Value::Pointer(_) if is_owed && !cache.entry(id).is_waiting() => {
                         let flushes = self.take_flushes(item.created, 0);
-                        cache.record_replayed(id, flushes);
+                        cache.record_replayed(id, item.change, flushes);
                     }
                     _ => {}
                 }
@@ -370,6 +376,7 @@ impl Replay {
     }
 
     /// Whether all that there was has been sent, or is in the sync cache.
+    #[inline]
     pub(crate) fn is_over(&self) -> bool {
         self.walking.is_empty() && self.enumerating.is_empty()
     }

@@ -26,7 +26,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{ItemId, NewValue, Store, Stored, TableId};
+use super::store::{Item, ItemId, NewValue, Store, Stored, TableId};
 use crate::opcode::Opcode;
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -165,12 +165,12 @@ impl SourceCore {
         let id = self.store.remove(table, opcode)?;
         self.counters.changes += 1;
         let keeps_all = self.store.tables()[usize::from(table)].keeps_all();
-        let created = self.store.item(id).created;
+        let Item { change, created, .. } = *self.store.item(id);
         let entry = EntryId::item(id);
         for session in self.sessions.iter_mut().flatten().filter(|session| session.wants(table, opcode)) {
             let before = session.cache.entry(entry);
             if before.is_sent() || !keeps_all {
-                let recorded = session.cache.record(entry, Holds::Remove);
+                let recorded = session.cache.record(entry, Holds::Remove, change);
                 session.counters.coalesced += u64::from(recorded.coalesced);
                 if keeps_all || recorded.is_new {
                     self.store.owe(id);
@@ -178,7 +178,7 @@ impl SourceCore {
             } else {
                 session.counters.coalesced += u64::from(before.is_unacked());
                 session.replay.take_flushes(created, before.flushes());
-                session.cache.forget(entry, &self.store);
+                session.cache.forget(entry);
                 if session.replay.handle_named(table, created) {
                     session.mark_end(table, &mut self.store);
                 }
@@ -228,10 +228,23 @@ impl SourceCore {
 
     /// The frame that goes next on a session, if any, of what is here. It stays the next until it was sent or a command
     /// changed that.
+    #[inline]
     pub(crate) fn poll_frame(&mut self, id: SessionId) -> Option<Outgoing<'_>> {
         let session = self.sessions[id].as_mut()?;
         let entry = session.next(&self.store)?;
         Some(Outgoing { entry, frame: session.frame(entry, &self.store) })
+    }
+
+    /// Whether there is nothing to send, for sure. If not, [`SourceCore::poll_frame`] knows.
+    #[inline]
+    pub(crate) fn is_quiet(&self, id: SessionId) -> bool {
+        self.sessions[id].as_ref().is_none_or(|session| session.cache.is_quiet() && session.replay.is_over())
+    }
+
+    /// Whether all that a destination is owed was acknowledged.
+    #[inline]
+    pub(crate) fn is_settled(&self, id: SessionId) -> bool {
+        self.sessions[id].as_ref().is_none_or(|session| session.cache.unacked() == 0 && session.replay.is_over())
     }
 
     /// Whether there may be a frame although [`SourceCore::poll_frame`] had none: it looks at so many items at a time.
@@ -240,9 +253,10 @@ impl SourceCore {
     }
 
     /// S2: the frame is in the ring.
+    #[inline]
     pub(crate) fn handle_sent(&mut self, id: SessionId, entry: EntryId) {
         if let Some(session) = self.sessions[id].as_mut() {
-            let change = session.cache.change_of(entry, &self.store);
+            let change = session.change_of(entry, &self.store);
             session.handle_sent(entry, change, &mut self.store);
         }
     }
@@ -279,7 +293,7 @@ impl SourceCore {
         let acked = &mut session.counters.acked;
         let mut settled = Vec::new();
         let mut ungated = Vec::new();
-        let outcome = session.cache.handle_ack(ack, &self.store, |deleted| {
+        let outcome = session.cache.handle_ack(ack, |deleted| {
             *acked += 1;
             if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.item_is_owed) {
                 settled.push(item);
@@ -302,9 +316,12 @@ impl SourceCore {
     /// whoever keeps the time must be told. What waits for room needs no tick, and what is held for later has its own.
     pub(crate) fn request_tick(&mut self, id: SessionId) -> bool {
         let Some(session) = self.sessions[id].as_mut() else { return false };
+        if session.ticking {
+            return false;
+        }
         let unscanned = session.timer.scanned() < session.cache.next_ordinal();
-        let request = !session.ticking && unscanned && session.cache.unacked() > 0;
-        session.ticking |= request;
+        let request = unscanned && session.cache.unacked() > 0;
+        session.ticking = request;
         session.tick_requested |= request;
         request
     }
@@ -378,7 +395,7 @@ impl SourceCore {
         let sessions =
             self.sessions.iter_mut().zip(0..).filter(|(_, id)| only.is_none_or(|only| only == *id));
         for session in sessions.filter_map(|(session, _)| session.as_mut()) {
-            let never_sent = session.cache.start_flush(flush, &self.store);
+            let never_sent = session.cache.start_flush(flush);
             session.replay.start_flush(flush, never_sent, self.store.last_change());
         }
     }
@@ -410,7 +427,7 @@ impl SourceCore {
             if keeps_all && created && !session.cache.entry(entry).is_sent() {
                 session.replay.handle_created(id.table);
             }
-            let recorded = session.cache.record(entry, holds);
+            let recorded = session.cache.record(entry, holds, item.change);
             session.counters.coalesced += u64::from(recorded.coalesced);
             if recorded.is_new && !keeps_all {
                 self.store.owe(id);
@@ -439,7 +456,7 @@ impl SourceCore {
 
     fn drop_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions[id].take() else { return };
-        for item in session.cache.owed(&self.store) {
+        for item in session.cache.owed() {
             self.store.settle(item);
         }
         for table in session.replay.enumerating() {

@@ -41,6 +41,7 @@ impl EntryId {
         self.index < TABLE_END
     }
 
+    #[inline]
     pub(crate) fn kind(self) -> EntryKind {
         match self.index {
             TABLE_NAME => EntryKind::TableName,
@@ -59,7 +60,11 @@ pub(crate) struct CacheEntry {
     pub(super) flushes: u16,
     /// How often the newest change was sent again, as far as a u8 counts.
     pub(super) attempts: u8,
+    /// The newest change.
+    pub(super) change: ChangeNumber,
 }
+
+const _: () = assert!(size_of::<CacheEntry>() == 16);
 
 /// What an entry stands for, and where its data is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +104,7 @@ impl CacheEntry {
     /// Within [`SyncCache::compact`](super::SyncCache::compact): a record that a flush waits for was seen.
     pub(super) const AWAITED_KEPT: u16 = 256;
 
+    #[inline]
     pub(super) fn has(self, flag: u16) -> bool {
         self.flags & flag != 0
     }
@@ -139,6 +145,10 @@ impl CacheEntry {
         self.has(Self::WAITING) && self.has(Self::SENT)
     }
 
+    pub(crate) fn change(self) -> ChangeNumber {
+        self.change
+    }
+
     pub(crate) fn attempts(self) -> u8 {
         self.attempts
     }
@@ -150,6 +160,7 @@ impl CacheEntry {
 }
 
 impl Holds {
+    #[inline]
     pub(crate) fn of(item: &Item) -> Holds {
         match item.value {
             Value::Data(_) => Holds::Data,

@@ -3,7 +3,6 @@
 //! A flush has a number, and its bit is set in each entry that it waits for and in each record in flight whose ack satisfies
 //! it (invariant 4 of the cache).
 
-use super::super::store::Store;
 use super::{EntryId, InFlight, SyncCache};
 
 /// How many flushes can wait at a time.
@@ -12,23 +11,23 @@ pub(crate) const MAX_FLUSHES: usize = u16::BITS as usize;
 impl SyncCache {
     /// A flush begins: it waits for all that is unacknowledged now. Answers how many of these are items of kept tables that were
     /// never sent.
-    pub(crate) fn start_flush(&mut self, flush: usize, store: &Store) -> usize {
+    pub(crate) fn start_flush(&mut self, flush: usize) -> usize {
         let bit = 1 << flush;
         let mut never_sent = 0;
         for at in 0..self.in_flight.len() {
             let record = self.in_flight[at];
-            if self.is_newest(&record, store) {
+            if self.is_newest(&record) {
                 self.in_flight[at].flushes |= bit;
                 self.flush_left[flush] += usize::from(self.wait_for(record.entry, bit));
             }
         }
         for id in self.queued() {
+            let is_replayed = id.is_item() && self.keeps_all(id.table);
             let entry = Self::entry_in(&mut self.tables, id);
             // An entry may have left places in two queues; the bit is set once.
             if entry.is_waiting() && entry.flushes & bit == 0 {
                 entry.flushes |= bit;
                 self.flush_left[flush] += 1;
-                let is_replayed = id.is_item() && store.tables()[usize::from(id.table)].keeps_all();
                 never_sent += usize::from(is_replayed && !entry.is_sent());
             }
         }

@@ -8,41 +8,70 @@ use std::collections::VecDeque;
 use super::EntryId;
 use crate::proto::store::TableId;
 
-/// Invariant: `turns` has each table whose queue is not empty once, and no other.
+/// Invariants: `turns` has each table whose queue is not empty once, and no other; while there is a `lone` place, no queue has
+/// any.
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(test, derive(Hash))]
 pub(super) struct WaitQueue {
+    /// The only place: so it is for a change that nothing is in front of, which is most of them.
+    lone: Option<EntryId>,
     tables: Vec<VecDeque<u32>>,
     turns: VecDeque<TableId>,
 }
 
 impl WaitQueue {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.lone.is_none() && self.turns.is_empty()
+    }
+
+    #[inline]
     pub(super) fn push(&mut self, id: EntryId) {
-        let at = usize::from(id.table);
-        if self.tables.len() <= at {
-            self.tables.resize_with(at + 1, VecDeque::new);
+        if self.is_empty() {
+            self.lone = Some(id);
+            return;
         }
-        let queue = &mut self.tables[at];
-        if queue.is_empty() {
-            self.turns.push_back(id.table);
+        if let Some(lone) = self.lone.take() {
+            self.push_behind(lone);
         }
-        queue.push_back(id.index);
+        self.push_behind(id);
     }
 
     /// The place that is first in the table whose turn it is.
+    #[inline]
     pub(super) fn front(&self) -> Option<EntryId> {
+        if self.lone.is_some() {
+            return self.lone;
+        }
         let &table = self.turns.front()?;
         self.tables[usize::from(table)].front().map(|&index| EntryId { table, index })
     }
 
     /// Gives up the front.
+    #[inline]
     pub(super) fn pop(&mut self) {
+        if self.lone.take().is_some() {
+            return;
+        }
         let Some(&table) = self.turns.front() else { return };
         let queue = &mut self.tables[usize::from(table)];
         queue.pop_front();
         if queue.is_empty() {
             self.turns.pop_front();
         }
+    }
+
+    /// Gives up the front if it is this, and then it is the next table's turn.
+    #[inline]
+    pub(super) fn pop_if(&mut self, id: EntryId) -> bool {
+        let is_front = self.front() == Some(id);
+        if is_front {
+            self.pop();
+        }
+        if !is_front || self.turns.front() == Some(&id.table) {
+            self.turn();
+        }
+        is_front
     }
 
     /// It is the next table's turn.
@@ -55,7 +84,20 @@ impl WaitQueue {
     /// All places, of items that wait and of others.
     pub(super) fn iter(&self) -> impl Iterator<Item = EntryId> {
         let queues = self.tables.iter().zip(0..);
-        queues.flat_map(|(queue, table)| queue.iter().map(move |&index| EntryId { table, index }))
+        let queued = queues.flat_map(|(queue, table)| queue.iter().map(move |&index| EntryId { table, index }));
+        self.lone.into_iter().chain(queued)
+    }
+
+    fn push_behind(&mut self, id: EntryId) {
+        let at = usize::from(id.table);
+        if self.tables.len() <= at {
+            self.tables.resize_with(at + 1, VecDeque::new);
+        }
+        let queue = &mut self.tables[at];
+        if queue.is_empty() {
+            self.turns.push_back(id.table);
+        }
+        queue.push_back(id.index);
     }
 }
 

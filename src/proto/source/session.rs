@@ -67,11 +67,13 @@ impl Session {
 
     /// Takes in a table, if the destination wants anything of it.
     pub(super) fn add_table(&mut self, table: TableId, store: &mut Store) {
-        let selection = self.subscription.of(&store.tables()[usize::from(table)].name);
+        let stored = &store.tables()[usize::from(table)];
+        let selection = self.subscription.of(&stored.name);
+        self.cache.add_table(stored.keeps_all());
         self.selections.push(selection.clone());
         if selection.is_some() {
             let change = store.next_change();
-            self.cache.record_control(EntryId::table_name(table), change);
+            self.cache.record(EntryId::table_name(table), Holds::Data, change);
         }
         if self.replay.add_table(table, selection, store) {
             self.mark_end(table, store);
@@ -86,13 +88,14 @@ impl Session {
     /// The end marker is an entry like any other: it has a number, waits while the ring is full and is acknowledged.
     pub(super) fn mark_end(&mut self, table: TableId, store: &mut Store) {
         let (entry, change) = (EntryId::table_end(table), store.next_change());
-        self.cache.record_control(entry, change);
+        self.cache.record(entry, Holds::Data, change);
         self.wait_for(entry, self.replay.enumeration_flushes(table));
         self.replay.forget_enumeration_flushes(table);
     }
 
     /// What goes next of what is here. A table's own records first; then live changes and the replay take turns, so that
     /// neither starves the other.
+    #[inline]
     pub(super) fn next(&mut self, store: &Store) -> Option<EntryId> {
         if let Some(control) = self.cache.next_control() {
             return Some(control);
@@ -110,7 +113,11 @@ impl Session {
 
     /// Whether something waits that the application must be asked for, and may go: a table's own records go first, as an
     /// item before its table's name means nothing to the destination.
+    #[inline]
     pub(super) fn has_reads(&mut self) -> bool {
+        if !self.cache.may_have_pointers() && self.replay.enumerating().next().is_none() {
+            return false;
+        }
         let may_read = self.cache.next_control().is_none();
         may_read && (self.cache.next_waiting(true).is_some() || self.replay.may_draw())
     }
@@ -134,6 +141,7 @@ impl Session {
     }
 
     /// S2: a frame is in the ring.
+    #[inline]
     pub(super) fn handle_sent(&mut self, entry: EntryId, change: ChangeNumber, store: &mut Store) {
         self.counters.sent += 1;
         let before = self.cache.entry(entry);
@@ -150,7 +158,10 @@ impl Session {
             let flushes = self.replay.take_flushes(created, before.flushes());
             self.cache.add_flushes(entry, flushes);
         }
-        self.cache.handle_sent(entry, change, store);
+        self.cache.handle_sent(entry, change, || match entry.kind() {
+            EntryKind::Item(item) => Holds::of(store.item(item)),
+            EntryKind::TableName | EntryKind::TableEnd => unreachable!("a table's own records are recorded"),
+        });
         self.read_went = before.is_pointer();
         if self.read_went {
             self.handle_read();
@@ -175,6 +186,7 @@ impl Session {
     }
 
     /// The frame of an entry whose data is in the store.
+    #[inline]
     pub(super) fn frame<'a>(&mut self, entry: EntryId, store: &'a Store) -> Frame<'a> {
         let payload = match entry.kind() {
             EntryKind::Item(item) => {
@@ -188,11 +200,21 @@ impl Session {
                 }
             }
             EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(entry.table)].name },
-            EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked(store) },
+            EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked() },
         };
-        self.frame_of(entry, self.cache.change_of(entry, store), payload)
+        self.frame_of(entry, self.change_of(entry, store), payload)
     }
 
+    /// The newest change of what an entry stands for, whether it exists yet or not.
+    #[inline]
+    pub(super) fn change_of(&self, entry: EntryId, store: &Store) -> ChangeNumber {
+        match entry.kind() {
+            EntryKind::Item(item) => store.item(item).change,
+            EntryKind::TableName | EntryKind::TableEnd => self.cache.entry(entry).change(),
+        }
+    }
+
+    #[inline]
     pub(super) fn frame_of<'a>(
         &self,
         entry: EntryId,
@@ -207,7 +229,8 @@ impl Session {
     pub(super) fn handle_enumerated(&mut self, item: ItemId, store: &mut Store) {
         let entry = EntryId::item(item);
         if !self.cache.entry(entry).is_unacked() {
-            self.cache.record(entry, Holds::of(store.item(item)));
+            let stored = store.item(item);
+            self.cache.record(entry, Holds::of(stored), stored.change);
             store.owe(item);
         }
         self.gate(entry);
@@ -234,7 +257,7 @@ impl Session {
     pub(super) fn resend_due(&mut self, now: Instant, released: u64, policy: &ResendPolicy, store: &Store) {
         let mut budget = TickBudget::new(policy);
         while let Some((entry, change)) = self.timer.pop_held(now) {
-            if !self.cache.entry(entry).is_in_flight() || self.cache.change_of(entry, store) != change {
+            if !self.cache.entry(entry).is_in_flight() || self.cache.entry(entry).change() != change {
                 continue;
             }
             if !budget.take(record_bytes(entry, store)) {
@@ -249,7 +272,7 @@ impl Session {
             self.cache.in_flight_from(self.timer.scanned()).take_while(|record| record.ordinal < due_ordinal)
         {
             let entry: CacheEntry = self.cache.entry(record.entry);
-            if entry.is_in_flight() && self.cache.is_newest(record, store) {
+            if entry.is_in_flight() && self.cache.is_newest(record) {
                 let resend_at = sent_by + policy.backoff(entry.attempts());
                 if resend_at > now {
                     self.timer.hold(resend_at, (record.entry, record.change));
