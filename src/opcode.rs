@@ -10,10 +10,10 @@
 //! An opcode carries no types: two processes that share a table agree on its shape, as they agree on its values.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{Ipv4Addr, Ipv6Addr};
-
-use smallvec::SmallVec;
 
 /// Identifies an item within its table: up to 255 bytes, ordered, hashable, printable.
 ///
@@ -26,11 +26,25 @@ use smallvec::SmallVec;
 /// assert!(route < (254u32, "10.1.0.0/16").to_opcode()?);
 /// # Ok::<(), shmirror::OpcodeError>(())
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Opcode(SmallVec<[u8; INLINE_BYTES]>);
+#[derive(Clone, PartialEq, Eq)]
+pub struct Opcode(Bytes);
 
-/// Opcodes up to this length need no allocation.
-const INLINE_BYTES: usize = 16;
+/// An opcode has one form: inline if it fits. So two of different forms differ, and two inline ones are compared without a
+/// loop.
+#[derive(Clone, PartialEq, Eq)]
+enum Bytes {
+    /// Those behind the length are zero.
+    Inline {
+        length: u8,
+        bytes: [u8; INLINE_BYTES],
+    },
+    Heap(Box<[u8]>),
+}
+
+/// Opcodes up to this length need no allocation. It makes an opcode as large as three words.
+const INLINE_BYTES: usize = 22;
+
+const _: () = assert!(size_of::<Opcode>() == 24);
 
 impl Opcode {
     /// The longest opcode, in bytes.
@@ -41,16 +55,18 @@ impl Opcode {
     /// # Errors
     /// [`OpcodeError::TooLong`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Opcode, OpcodeError> {
-        if bytes.len() > Self::MAX_BYTES {
-            return Err(OpcodeError::TooLong { bytes: bytes.len() });
-        }
-        Ok(Opcode(SmallVec::from_slice(bytes)))
+        let mut writer = OpcodeWriter::new();
+        writer.put(bytes);
+        writer.finish()
     }
 
     /// The bytes.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Inline { length, bytes } => &bytes[..usize::from(*length)],
+            Bytes::Heap(bytes) => bytes,
+        }
     }
 
     /// The data that the opcode was made of, given their types.
@@ -63,6 +79,25 @@ impl Opcode {
             Some(data) if rest.is_empty() => Ok(data),
             _ => Err(OpcodeError::Shape { opcode: self.clone(), expected: std::any::type_name::<T>() }),
         }
+    }
+}
+
+impl PartialOrd for Opcode {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Opcode {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Opcode {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
@@ -140,7 +175,7 @@ pub trait ToOpcode {
     /// [`OpcodeError::TooLong`].
     #[inline]
     fn to_opcode(&self) -> Result<Opcode, OpcodeError> {
-        let mut writer = OpcodeWriter { inline: [0; INLINE_BYTES], spilled: Vec::new(), length: 0 };
+        let mut writer = OpcodeWriter::new();
         self.append(&mut writer, true);
         writer.finish()
     }
@@ -162,6 +197,11 @@ pub struct OpcodeWriter {
 }
 
 impl OpcodeWriter {
+    #[inline]
+    fn new() -> OpcodeWriter {
+        OpcodeWriter { inline: [0; INLINE_BYTES], spilled: Vec::new(), length: 0 }
+    }
+
     /// Appends bytes as they are.
     #[inline]
     pub fn put(&mut self, bytes: &[u8]) {
@@ -188,12 +228,12 @@ impl OpcodeWriter {
     fn finish(self) -> Result<Opcode, OpcodeError> {
         let OpcodeWriter { inline, spilled, length } = self;
         if length <= INLINE_BYTES {
-            return Ok(Opcode(SmallVec::from_buf_and_len(inline, length)));
+            return Ok(Opcode(Bytes::Inline { length: length as u8, bytes: inline }));
         }
         if length > Opcode::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: length });
         }
-        Ok(Opcode(SmallVec::from_vec(spilled)))
+        Ok(Opcode(Bytes::Heap(spilled.into())))
     }
 
     /// Appends bytes of any length: as they are if last, else escaped and closed.

@@ -13,7 +13,7 @@ use crate::stats::DestinationId;
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::process::Pidfd;
 use crate::sys::socket::Socket;
-use crate::wire::{Ack, HEADER_BYTES};
+use crate::wire::{Ack, Frame, HEADER_BYTES};
 
 /// The two rings of a link and the bell to ring.
 #[derive(Debug)]
@@ -35,6 +35,15 @@ pub(crate) struct OutgoingLink {
     pub(crate) awaits_room: bool,
     /// Frames sent since acks were last looked for.
     sent_since_drain: u32,
+    /// What is in the ring and was not published yet.
+    message: Message,
+}
+
+/// A message that is being put together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Message {
+    entries: u32,
+    bytes: usize,
 }
 
 /// Where [`OutgoingLink::pump`] stopped.
@@ -76,10 +85,25 @@ impl OutgoingLink {
             scratch: Vec::new(),
             awaits_room: false,
             sent_since_drain: 0,
+            message: Message::default(),
         }
     }
 
-    /// Puts up to `budget` frames in the ring. If the link breaks, says so in `failed` and does nothing any more.
+    /// Puts one frame in the ring, if there is room; the next [`pump`](OutgoingLink::pump) publishes it. If the link breaks,
+    /// says so in `failed`.
+    #[inline]
+    pub(crate) fn offer(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> bool {
+        if self.failed.is_some() || self.awaits_room {
+            return false;
+        }
+        self.stage(frame, policy).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            false
+        })
+    }
+
+    /// Publishes what was offered, and puts up to `budget` frames more in the ring. If the link breaks, says so in `failed` and
+    /// does nothing any more.
     pub(crate) fn pump(&mut self, core: &mut SourceCore, policy: &ResendPolicy, budget: u32) -> Pumped {
         if self.failed.is_some() {
             return Pumped::All;
@@ -157,8 +181,10 @@ impl OutgoingLink {
         budget: u32,
     ) -> Result<Pumped, LinkError> {
         let (mut sent, mut sent_bytes) = (0, 0);
-        let (mut entries, mut bytes) = (0, 0);
         let pumped = loop {
+            if core.is_quiet(self.session) {
+                break Pumped::All;
+            }
             if sent == budget || sent_bytes >= MAX_PUMP_BYTES {
                 break Pumped::Budget;
             }
@@ -166,7 +192,7 @@ impl OutgoingLink {
                 break if core.is_walking(self.session) { Pumped::Budget } else { Pumped::All };
             };
             let length = outgoing.frame.len_bytes();
-            if !self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
+            if !self.stage(&outgoing.frame, policy)? {
                 core.handle_full(self.session);
                 self.publish()?;
                 if self.awaits_room || !self.await_room(length)? {
@@ -177,19 +203,9 @@ impl OutgoingLink {
             let entry = outgoing.entry;
             core.handle_sent(self.session, entry);
             sent += 1;
-            entries += 1;
-            bytes += length;
             sent_bytes += length;
-            if entries >= policy.max_entries_per_message || bytes >= policy.max_bytes_per_message as usize {
-                self.publish()?;
-                (entries, bytes) = (0, 0);
-            }
-            if core.is_quiet(self.session) {
-                break Pumped::All;
-            }
         };
         self.publish()?;
-        self.sent_since_drain += sent;
         Ok(pumped)
     }
 
@@ -212,8 +228,28 @@ impl OutgoingLink {
         Ok(())
     }
 
+    /// Puts a frame in the ring, and publishes when that fills a message; `false` if there is no room.
+    #[inline]
+    fn stage(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
+        let length = frame.len_bytes();
+        if !self.changes.try_write(length, |record| frame.encode(|piece| record.put(piece)))? {
+            return Ok(false);
+        }
+        self.sent_since_drain += 1;
+        self.message.entries += 1;
+        self.message.bytes += length;
+        if self.message.entries >= policy.max_entries_per_message
+            || self.message.bytes >= policy.max_bytes_per_message as usize
+        {
+            self.publish()?;
+        }
+        Ok(true)
+    }
+
     /// Makes a message of what is written, and rings the destination if it sleeps.
+    #[inline]
     fn publish(&mut self) -> Result<(), LinkError> {
+        self.message = Message::default();
         if self.changes.publish() && self.changes.consumer_must_be_rung() {
             self.ringer.ring()?;
         }

@@ -22,6 +22,7 @@ use super::rendezvous::bind::SourceListener;
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore, Unreadable};
+use crate::proto::store::{NewValue, Stored, TableId};
 use crate::ring;
 use crate::sys::poll::{Interest, PollSet};
 use crate::sys::socket::Socket;
@@ -128,6 +129,22 @@ impl Shared {
     fn lock_now(&self) -> MutexGuard<'_, State> {
         // A panic under the lock is a broken invariant of ours; the publisher that it hit has told its own thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives an item its newest value, and puts that in the rings of those destinations for which nothing waits. The caller
+    /// publishes then.
+    #[inline]
+    pub(crate) fn set(
+        &self,
+        state: &mut State,
+        table: TableId,
+        opcode: Opcode,
+        value: NewValue<'_>,
+    ) -> Stored {
+        let State { core, links, .. } = state;
+        core.set(table, opcode, value, |session, frame| {
+            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
+        })
     }
 
     /// Sends what the caller has just changed, as far as there is room.

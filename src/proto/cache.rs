@@ -269,6 +269,27 @@ impl SyncCache {
         }
     }
 
+    /// Whether the entry is one that the destination has, of data, and nothing else is to be noted of it.
+    #[inline]
+    pub(crate) fn is_plain(&self, id: EntryId) -> bool {
+        let entry = self.entry(id);
+        entry.flags & !CacheEntry::UNACKED == CacheEntry::SENT && entry.flushes == 0 && entry.attempts == 0
+    }
+
+    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for an entry that is plain while nothing waits.
+    #[inline]
+    pub(crate) fn handle_sent_at_once(&mut self, id: EntryId, change: ChangeNumber) {
+        let entry = self.entry_mut(id);
+        let is_new = !entry.is_unacked();
+        entry.flags |= CacheEntry::UNACKED;
+        entry.change = change;
+        self.unacked += usize::from(is_new);
+        let ordinal = self.next_ordinal;
+        self.next_ordinal += 1;
+        self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes: 0 });
+        self.compact_if_long();
+    }
+
     /// S6: deletes the entries whose newest change the ack covers, and reports each.
     #[inline]
     pub(crate) fn handle_ack(
@@ -280,20 +301,52 @@ impl SyncCache {
         if first > last || last >= self.next_ordinal {
             return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
         }
-        let mut at = index_of(&self.in_flight, first);
-        while let Some(&record) = self.in_flight.get(at).filter(|record| record.ordinal <= last) {
-            at += 1;
-            if record.ordinal == first || record.ordinal == last {
-                check_ends(&ack, &record)?;
-            }
-            if record.flushes != 0 {
-                self.satisfy_flushes(record);
-            }
-            if self.is_newest(&record) {
-                deleted(self.delete(record.entry));
+        // What was sent first is mostly acknowledged first.
+        while let Some(&record) = self.in_flight.front()
+            && first <= record.ordinal
+            && record.ordinal <= last
+        {
+            self.in_flight.pop_front();
+            self.acknowledge(&ack, record, &mut deleted)?;
+        }
+        if self.in_flight.front().is_some_and(|record| record.ordinal < first) {
+            let mut at = index_of(&self.in_flight, first);
+            while let Some(&record) = self.in_flight.get(at).filter(|record| record.ordinal <= last) {
+                at += 1;
+                self.acknowledge(&ack, record, &mut deleted)?;
             }
         }
         self.drop_superseded();
+        Ok(())
+    }
+
+    #[inline]
+    fn acknowledge(
+        &mut self,
+        ack: &Ack,
+        record: InFlight,
+        deleted: &mut impl FnMut(Deleted),
+    ) -> Result<(), ProtocolError> {
+        if record.ordinal == ack.first || record.ordinal == ack.last {
+            check_ends(ack, &record)?;
+        }
+        if record.flushes != 0 {
+            self.satisfy_flushes(record);
+        }
+        let keeps_all = self.keeps_all(record.entry.table);
+        let entry = self.entry_mut(record.entry);
+        if entry.change != record.change || !entry.is_unacked() {
+            return Ok(());
+        }
+        // A plain one of a kept table leaves nothing else behind.
+        if keeps_all && entry.flags == CacheEntry::SENT | CacheEntry::UNACKED && entry.attempts == 0 && entry.flushes == 0
+        {
+            entry.flags = CacheEntry::SENT;
+            self.unacked -= 1;
+            deleted(Deleted { entry: record.entry, item_is_owed: false, was_gated: false });
+        } else {
+            deleted(self.delete(record.entry));
+        }
         Ok(())
     }
 

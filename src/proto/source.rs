@@ -144,10 +144,20 @@ impl SourceCore {
     }
 
     /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination.
-    pub(crate) fn set(&mut self, table: TableId, opcode: Opcode, value: NewValue<'_>) -> Stored {
+    ///
+    /// Where nothing has to go before it, its frame is offered at once, and `offer` says whether it has put it in the ring (S2).
+    /// What it declines waits, and [`SourceCore::poll_frame`] has it.
+    #[inline]
+    pub(crate) fn set(
+        &mut self,
+        table: TableId,
+        opcode: Opcode,
+        value: NewValue<'_>,
+        offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+    ) -> Stored {
         let stored = self.store.set(table, opcode, value, self.config.send_equal);
         if let Stored::Created(id) | Stored::Updated(id) = stored {
-            self.record_set(id, matches!(stored, Stored::Created(_)));
+            self.record_set(id, matches!(stored, Stored::Created(_)), offer);
         }
         stored
     }
@@ -156,7 +166,7 @@ impl SourceCore {
     /// pointer.
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
-        self.record_set(id, false);
+        self.record_set(id, false, |_, _| false);
         Some(id)
     }
 
@@ -352,6 +362,12 @@ impl SourceCore {
         session.timer.finish_tick(now, next_ordinal, written, session.ticking, policy);
     }
 
+    /// Whether there is nothing to send to any destination, for sure.
+    #[inline]
+    pub(crate) fn is_all_quiet(&self) -> bool {
+        (0..self.sessions.len()).all(|id| self.is_quiet(id))
+    }
+
     /// Whether a destination has yet to be sent the newest change of an item.
     pub(crate) fn is_waiting(&self, item: ItemId) -> bool {
         let entry = EntryId::item(item);
@@ -414,13 +430,21 @@ impl SourceCore {
     }
 
     /// S3: records a set for each destination that wants the item.
-    fn record_set(&mut self, id: ItemId, created: bool) {
+    #[inline]
+    fn record_set(&mut self, id: ItemId, created: bool, mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool) {
         self.counters.changes += 1;
         let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
         let entry = EntryId::item(id);
-        for session in self.sessions.iter_mut().flatten() {
+        for (session, at) in self.sessions.iter_mut().zip(0..) {
+            let Some(session) = session else { continue };
             let item = self.store.item(id);
             if !session.wants(id.table, &item.opcode) {
+                continue;
+            }
+            if let Some(frame) = session.frame_at_once(entry, item)
+                && offer(at, &frame)
+            {
+                session.handle_sent_at_once(entry, item.change);
                 continue;
             }
             let holds = Holds::of(item);

@@ -184,10 +184,10 @@ impl Table {
 
     fn set_value(&self, opcode: Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
         let mut state = self.lock()?;
-        let (Stored::Created(item) | Stored::Updated(item)) = state.core.set(self.id, opcode, value) else {
-            return Ok(Sent::Unchanged);
-        };
-        Ok(self.publish(&mut state, item))
+        match self.handle.shared.set(&mut state, self.id, opcode, value) {
+            Stored::Unchanged => Ok(Sent::Unchanged),
+            Stored::Created(item) | Stored::Updated(item) => Ok(self.publish(&mut state, item)),
+        }
     }
 
     /// Sets items whose opcodes and lengths were checked.
@@ -195,14 +195,15 @@ impl Table {
         let mut changed = Vec::with_capacity(batch.len());
         let mut state = self.lock()?;
         for (opcode, value) in batch {
-            if let Stored::Created(item) | Stored::Updated(item) =
-                state.core.set(self.id, opcode, NewValue::Data(value.as_ref()))
-            {
-                changed.push(item);
+            let value = NewValue::Data(value.as_ref());
+            match self.handle.shared.set(&mut state, self.id, opcode, value) {
+                Stored::Unchanged => {}
+                Stored::Created(item) | Stored::Updated(item) => changed.push(item),
             }
         }
         self.handle.shared.publish(&mut state);
-        let deferred = changed.iter().any(|item| state.core.is_waiting(*item));
+        let waiting = |item: &ItemId| state.core.is_waiting(*item);
+        let deferred = !state.core.is_all_quiet() && changed.iter().any(waiting);
         Ok(match (deferred, changed.is_empty()) {
             (true, _) => Sent::Deferred,
             (false, false) => Sent::Now,
@@ -212,7 +213,8 @@ impl Table {
 
     fn publish(&self, state: &mut State, item: ItemId) -> Sent {
         self.handle.shared.publish(state);
-        if state.core.is_waiting(item) { Sent::Deferred } else { Sent::Now }
+        let deferred = !state.core.is_all_quiet() && state.core.is_waiting(item);
+        if deferred { Sent::Deferred } else { Sent::Now }
     }
 
     fn check_length(&self, opcode: &Opcode, value: &[u8]) -> Result<(), SetError> {

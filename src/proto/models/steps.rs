@@ -127,7 +127,7 @@ impl World {
         if version == 0 {
             source.remove(table, &opcode);
         } else if source.touch(table, &opcode).is_none() {
-            source.set(table, opcode, NewValue::Pointer(&pointer));
+            source.set(table, opcode, NewValue::Pointer(&pointer), |_, _| false);
         }
         source.skip_changes(skipped);
         self.truth.tell(key);
@@ -136,9 +136,19 @@ impl World {
     fn tell_data(&mut self, key: usize) {
         let (version, skipped) = (self.truth.items[key], self.scene.stride - 1);
         let table = self.table_of(key);
+        let room = self.link.as_ref().is_some_and(|link| link.ring.len() < self.scene.ring);
         let source = self.source_mut();
-        source.set(table, opcode(key), NewValue::Data(&[version]));
+        // One key's changes go at once if they may, another's wait: as from a publisher that finds the ring full.
+        let mut offered = None;
+        source.set(table, opcode(key), NewValue::Data(&[version]), |_, frame| {
+            let takes = room && key == 0;
+            offered = takes.then(|| encoded(frame));
+            takes
+        });
         source.skip_changes(skipped);
+        if let Some(record) = offered {
+            self.put(record);
+        }
         self.truth.tell(key);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::destination::{DestinationCore, Event};
-use super::super::source::{Drawn, Outgoing, Read, SessionId, SourceCore, Unreadable};
+use super::super::source::{Drawn, Read, SessionId, SourceCore, Unreadable};
 use super::app::{App, Circumstances};
 use super::node::{Asked, Link, Node, Record, draw_subscription};
 use super::seen::Hazard;
@@ -25,7 +25,7 @@ impl World {
                 self.seen.note_if(at_marker, Hazard::RingFullAtMarker);
                 return self.source.handle_full(session);
             }
-            let (staged, entry) = (Staged::of(&outgoing), outgoing.entry);
+            let (staged, entry) = (Staged::of(&outgoing.frame), outgoing.entry);
             self.put(node, staged, |source| source.handle_sent(session, entry));
         }
     }
@@ -70,7 +70,7 @@ impl World {
                     self.seen.note(Hazard::RingFullAtRead);
                     return self.source.handle_full(session);
                 }
-                let staged = Staged::of(&outgoing);
+                let staged = Staged::of(&outgoing.frame);
                 self.put(node, staged, |source| source.handle_snapshot_sent(session, &request));
             }
             Some(Asked::Drawn { table, drawn }) => {
@@ -99,7 +99,7 @@ impl World {
     }
 
     /// Puts a record in a ring that has room for it.
-    fn put(&mut self, node: usize, staged: Staged, sent: impl FnOnce(&mut SourceCore)) {
+    pub(super) fn put(&mut self, node: usize, staged: Staged, sent: impl FnOnce(&mut SourceCore)) {
         let Some(session) = self.session(node) else { return };
         let before = self.resent(session);
         sent(&mut self.source);
@@ -372,7 +372,7 @@ impl World {
 }
 
 /// A record on its way into the ring.
-struct Staged {
+pub(super) struct Staged {
     bytes: Vec<u8>,
     table: u16,
     opcode: Option<Opcode>,
@@ -380,8 +380,7 @@ struct Staged {
 }
 
 impl Staged {
-    fn of(outgoing: &Outgoing<'_>) -> Staged {
-        let frame = &outgoing.frame;
+    pub(super) fn of(frame: &Frame<'_>) -> Staged {
         let mut bytes = Vec::new();
         frame.encode(|piece| bytes.extend_from_slice(piece));
         let opcode = match frame.payload {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::super::source::SourceCore;
+use super::super::source::{SessionId, SourceCore};
 use super::super::store::{NewValue, Stored, TableId};
 use super::seen::{Hazard, Seen};
 use super::{GROUPS, Item, KEYS, STEPS, TABLES};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::retention::Retention;
 use crate::snapshot::{Pointer, Snapshot, SnapshotResult};
+use crate::wire::Frame;
 
 pub(super) type Items = BTreeMap<Item, u64>;
 
@@ -255,18 +256,25 @@ impl Owner {
         }
     }
 
-    /// Tells the source of a change.
-    pub(super) fn tell(&self, call: &Call, source: &mut SourceCore, table: TableId, seen: &mut Seen) {
+    /// Tells the source of a change. `offer` says whether a frame that may go at once has found room.
+    pub(super) fn tell(
+        &self,
+        call: &Call,
+        source: &mut SourceCore,
+        table: TableId,
+        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        seen: &mut Seen,
+    ) {
         let (name, opcode) = call.item();
         let keeps_newest = self.keeps_newest(name);
         let before = source.store().find(table, opcode).map(|item| item.value.is_live());
         match call {
             Call::Set(_, version) => {
                 let value = version.to_ne_bytes();
-                let stored = source.set(table, opcode.clone(), NewValue::Data(&value));
+                let stored = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
                 assert_ne!(stored, Stored::Unchanged, "each version is another value");
                 seen.note_if(before == Some(false), Hazard::TombstoneRevived);
-                let again = source.set(table, opcode.clone(), NewValue::Data(&value));
+                let again = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
                 assert_eq!(
                     again == Stored::Unchanged,
                     keeps_newest,
@@ -304,7 +312,7 @@ impl Owner {
         for (item, version) in self.items() {
             match self.table(source, item.0, step).filter(|_| rng.bool()) {
                 Some(table) if self.keeps_newest(item.0) => {
-                    source.set(table, item.1, NewValue::Data(&version.to_ne_bytes()));
+                    source.set(table, item.1, NewValue::Data(&version.to_ne_bytes()), |_, _| false);
                 }
                 Some(_) => {}
                 None => {
@@ -317,7 +325,8 @@ impl Owner {
 }
 
 fn share(source: &mut SourceCore, table: TableId, opcode: &Opcode, cell: &Arc<SharedVersion>) {
-    source.set(table, opcode.clone(), NewValue::Pointer(&Pointer::new(cell.clone())));
+    let pointer = Pointer::new(cell.clone());
+    source.set(table, opcode.clone(), NewValue::Pointer(&pointer), |_, _| unreachable!("it must be read first"));
 }
 
 impl Call {

@@ -22,6 +22,7 @@ pub(super) enum Hazard {
     RingFull,
     RingFullAtMarker,
     RingFullAtRead,
+    SentAtOnce,
     Coalesced,
     Resent,
     ResendBesideNewerChange,
@@ -56,7 +57,7 @@ pub(super) enum Hazard {
 }
 
 /// Each with words for a person, in the order of the enum.
-const HAZARDS: [(Hazard, &str); 48] = [
+const HAZARDS: [(Hazard, &str); 49] = [
     (Hazard::RecordLost, "a record was lost"),
     (Hazard::RecordRepeated, "a record came twice"),
     (Hazard::RecordLate, "a record came after later ones"),
@@ -74,6 +75,7 @@ const HAZARDS: [(Hazard, &str); 48] = [
     (Hazard::RingFull, "a ring was full"),
     (Hazard::RingFullAtMarker, "a ring was full at an end marker"),
     (Hazard::RingFullAtRead, "a ring was full at a snapshot"),
+    (Hazard::SentAtOnce, "a change went past the queues"),
     (Hazard::Coalesced, "a change replaced one that was not sent"),
     (Hazard::Resent, "a record was sent again"),
     (Hazard::ResendBesideNewerChange, "an item changed while a resend of it was in the ring"),

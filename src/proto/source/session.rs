@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, SyncCache};
 use super::super::replay::Replay;
 use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::super::store::{ItemId, Store, TableId, Value};
+use super::super::store::{Item, ItemId, Store, TableId, Value};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 use crate::subscription::{Selection, Subscription};
@@ -138,6 +138,24 @@ impl Session {
     /// The application was asked for something.
     pub(super) fn handle_read(&mut self) {
         self.read_owed = false;
+    }
+
+    /// The frame of a change that has just been made, if it may go at once: nothing waits, the destination was sent the item
+    /// before, and its entry holds data.
+    #[inline]
+    pub(super) fn frame_at_once<'a>(&self, entry: EntryId, item: &'a Item) -> Option<Frame<'a>> {
+        let Value::Data(value) = &item.value else { return None };
+        let may_go = self.cache.is_plain(entry) && self.cache.is_quiet() && self.replay.is_over();
+        let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
+        may_go.then(|| self.frame_of(entry, item.change, payload))
+    }
+
+    /// S2: that frame is in the ring.
+    #[inline]
+    pub(super) fn handle_sent_at_once(&mut self, entry: EntryId, change: ChangeNumber) {
+        self.counters.sent += 1;
+        self.read_went = false;
+        self.cache.handle_sent_at_once(entry, change);
     }
 
     /// S2: a frame is in the ring.
