@@ -33,11 +33,8 @@ pub struct Opcode(Bytes);
 /// loop.
 #[derive(Clone, PartialEq, Eq)]
 enum Bytes {
-    /// Those behind the length are zero.
-    Inline {
-        length: u8,
-        bytes: [u8; INLINE_BYTES],
-    },
+    /// The bytes, zeroes up to the end but one, and the number of the bytes.
+    Inline([u8; INLINE_BYTES + 1]),
     Heap(Box<[u8]>),
 }
 
@@ -54,19 +51,35 @@ impl Opcode {
     ///
     /// # Errors
     /// [`OpcodeError::TooLong`].
+    #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Opcode, OpcodeError> {
-        let mut writer = OpcodeWriter::new();
-        writer.put(bytes);
-        writer.finish()
+        if let Some(inline) = Bytes::inline(bytes) {
+            return Ok(Opcode(inline));
+        }
+        if bytes.len() > Self::MAX_BYTES {
+            return Err(OpcodeError::TooLong { bytes: bytes.len() });
+        }
+        Ok(Opcode(Bytes::Heap(bytes.into())))
     }
 
     /// The bytes.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            Bytes::Inline { length, bytes } => &bytes[..usize::from(*length)],
+            Bytes::Inline(bytes) => &bytes[..usize::from(bytes[INLINE_BYTES])],
             Bytes::Heap(bytes) => bytes,
         }
+    }
+
+    /// All that an opcode is, in words, unless it is too long for them.
+    #[inline]
+    pub(crate) fn words(&self) -> Option<[u64; 3]> {
+        let Bytes::Inline(bytes) = &self.0 else { return None };
+        let (first, rest) = bytes.split_first_chunk::<8>()?;
+        let (second, _) = rest.split_first_chunk::<8>()?;
+        // It overlaps the second by a byte.
+        let third = bytes.last_chunk::<8>()?;
+        Some([first, second, third].map(|word| u64::from_ne_bytes(*word)))
     }
 
     /// The data that the opcode was made of, given their types.
@@ -79,6 +92,16 @@ impl Opcode {
             Some(data) if rest.is_empty() => Ok(data),
             _ => Err(OpcodeError::Shape { opcode: self.clone(), expected: std::any::type_name::<T>() }),
         }
+    }
+}
+
+impl Bytes {
+    #[inline]
+    fn inline(from: &[u8]) -> Option<Bytes> {
+        let mut bytes = [0; INLINE_BYTES + 1];
+        bytes[..INLINE_BYTES].get_mut(..from.len())?.copy_from_slice(from);
+        bytes[INLINE_BYTES] = from.len() as u8;
+        Some(Bytes::Inline(bytes))
     }
 }
 
@@ -228,7 +251,10 @@ impl OpcodeWriter {
     fn finish(self) -> Result<Opcode, OpcodeError> {
         let OpcodeWriter { inline, spilled, length } = self;
         if length <= INLINE_BYTES {
-            return Ok(Opcode(Bytes::Inline { length: length as u8, bytes: inline }));
+            let mut bytes = [0; INLINE_BYTES + 1];
+            bytes[..INLINE_BYTES].copy_from_slice(&inline);
+            bytes[INLINE_BYTES] = length as u8;
+            return Ok(Opcode(Bytes::Inline(bytes)));
         }
         if length > Opcode::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: length });

@@ -205,8 +205,7 @@ impl IncomingLink {
         }
         let was_full = std::mem::take(&mut self.ack_ring_full);
         while let Some(ack) = core.poll_ack() {
-            let bytes = ack.encode();
-            if !self.acks.try_write(bytes.len(), |record| record.put(&bytes))? {
+            if !self.acks.try_write([&ack.encode()])? {
                 self.ack_ring_full = true;
                 break;
             }

@@ -49,7 +49,7 @@ fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
 /// Acknowledges what was never sent.
 fn write_bad_ack(link: &mut IncomingLink) {
     let ack = Ack { first: 0, last: 1000, first_seq: 1.into(), last_seq: 1.into() };
-    assert!(link.acks.try_write(Ack::BYTES, |record| record.put(&ack.encode())).unwrap());
+    assert!(link.acks.try_write([&ack.encode()]).unwrap());
     link.acks.publish();
 }
 

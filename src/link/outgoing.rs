@@ -102,6 +102,20 @@ impl OutgoingLink {
         })
     }
 
+    /// Publishes what was offered, when there is nothing else to send. Answers whether the link is good.
+    #[inline]
+    pub(crate) fn publish_offered(&mut self, core: &mut SourceCore) -> bool {
+        if self.failed.is_some() {
+            return false;
+        }
+        let drained =
+            if self.sent_since_drain >= FRAMES_PER_DRAIN { self.try_drain_acks(core) } else { Ok(()) };
+        if let Err(error) = drained.and_then(|()| self.publish()) {
+            self.failed = Some(error);
+        }
+        self.failed.is_none()
+    }
+
     /// Publishes what was offered, and puts up to `budget` frames more in the ring. If the link breaks, says so in `failed` and
     /// does nothing any more.
     pub(crate) fn pump(&mut self, core: &mut SourceCore, policy: &ResendPolicy, budget: u32) -> Pumped {
@@ -134,11 +148,12 @@ impl OutgoingLink {
     pub(crate) fn send_snapshot(
         &mut self,
         core: &mut SourceCore,
+        policy: &ResendPolicy,
         request: &SnapshotRequest,
         snapshot: Result<&[u8], Unreadable>,
     ) {
         if self.failed.is_none()
-            && let Err(error) = self.try_send_snapshot(core, request, snapshot)
+            && let Err(error) = self.try_send_snapshot(core, policy, request, snapshot)
         {
             self.failed = Some(error);
         }
@@ -212,12 +227,13 @@ impl OutgoingLink {
     fn try_send_snapshot(
         &mut self,
         core: &mut SourceCore,
+        policy: &ResendPolicy,
         request: &SnapshotRequest,
         snapshot: Result<&[u8], Unreadable>,
     ) -> Result<(), LinkError> {
         let Some(outgoing) = core.poll_snapshot(self.session, request, snapshot) else { return Ok(()) };
         let length = outgoing.frame.len_bytes();
-        if self.changes.try_write(length, |record| outgoing.frame.encode(|piece| record.put(piece)))? {
+        if self.stage(&outgoing.frame, policy)? {
             core.handle_snapshot_sent(self.session, request);
             return self.publish();
         }
@@ -229,15 +245,15 @@ impl OutgoingLink {
     }
 
     /// Puts a frame in the ring, and publishes when that fills a message; `false` if there is no room.
-    #[inline]
+    #[inline(always)]
     fn stage(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
-        let length = frame.len_bytes();
-        if !self.changes.try_write(length, |record| frame.encode(|piece| record.put(piece)))? {
+        let (opcode, value) = frame.body();
+        if !self.changes.try_write([&frame.header(), opcode, value])? {
             return Ok(false);
         }
         self.sent_since_drain += 1;
         self.message.entries += 1;
-        self.message.bytes += length;
+        self.message.bytes += frame.len_bytes();
         if self.message.entries >= policy.max_entries_per_message
             || self.message.bytes >= policy.max_bytes_per_message as usize
         {

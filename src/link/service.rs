@@ -148,10 +148,16 @@ impl Shared {
     }
 
     /// Sends what the caller has just changed, as far as there is room.
+    #[inline]
     pub(crate) fn publish(&self, state: &mut State) {
         let State { core, links, .. } = state;
         let mut wake = false;
         for link in links.iter_mut().flatten() {
+            if core.is_quiet(link.session) {
+                // All that there was is in the ring: the way of almost every change.
+                wake |= !link.publish_offered(core) || core.request_tick(link.session);
+                continue;
+            }
             let pumped = link.pump(core, &self.policy, FRAMES_PER_PUBLISH);
             // What must be read from the application is the timer thread's: the publisher may hold a lock that it takes.
             let reads = !link.awaits_room && core.has_reads(link.session);
@@ -412,13 +418,13 @@ impl Service {
             let Some(link) = links[session].as_mut() else { return false };
             match answer {
                 Answer::Snapshot { request, length: Ok(length) } => {
-                    link.send_snapshot(core, &request, Ok(&self.snapshot[..length]));
+                    link.send_snapshot(core, &self.shared.policy, &request, Ok(&self.snapshot[..length]));
                 }
                 Answer::Snapshot { request, length: Err(why) } => {
                     if let Some(item) = core.describe(&request) {
                         counters.last_error = Some(format!("{item} could not be read: {why}"));
                     }
-                    link.send_snapshot(core, &request, Err(Unreadable));
+                    link.send_snapshot(core, &self.shared.policy, &request, Err(Unreadable));
                 }
                 Answer::Drawn { table, drawn: Ok(drawn) } => core.handle_drawn(session, table, drawn),
                 Answer::Drawn { table, drawn: Err(why) } => {

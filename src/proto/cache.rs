@@ -270,14 +270,14 @@ impl SyncCache {
     }
 
     /// Whether the entry is one that the destination has, of data, and nothing else is to be noted of it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_plain(&self, id: EntryId) -> bool {
         let entry = self.entry(id);
         entry.flags & !CacheEntry::UNACKED == CacheEntry::SENT && entry.flushes == 0 && entry.attempts == 0
     }
 
     /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for an entry that is plain while nothing waits.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn handle_sent_at_once(&mut self, id: EntryId, change: ChangeNumber) {
         let entry = self.entry_mut(id);
         let is_new = !entry.is_unacked();

@@ -27,7 +27,7 @@ use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame, Payload, WireError};
 
 use acks::PendingAcks;
-use records::{Applied, LocalTable, Owed, Received, Record, owes_remove};
+use records::{Applied, LocalTable, Owed, Received, Record, Records, owes_remove};
 
 pub use event::{AckSlot, AckToken, Event, HandlerResult};
 
@@ -323,10 +323,9 @@ impl DestinationCore {
 
     /// The items of a table; values are empty unless kept.
     pub(crate) fn items(&self, table: &str) -> impl ExactSizeIterator<Item = (&Opcode, &[u8])> {
-        static NO_RECORDS: std::sync::OnceLock<HashMap<Opcode, Record>> = std::sync::OnceLock::new();
         let table = self.tables.iter().find(|local| &*local.name == table);
-        let records = table.map_or_else(|| NO_RECORDS.get_or_init(HashMap::new), |table| &table.records);
-        records.iter().map(|(opcode, record)| (opcode, &*record.value))
+        let records = table.map_or_else(Default::default, |table| table.records.iter());
+        records.map(|(opcode, record)| (opcode, &*record.value))
     }
 
     /// Whether the ack of an item's change is owed.
@@ -347,7 +346,7 @@ impl DestinationCore {
         let at = self.tables.iter().position(|table| &*table.name == name).unwrap_or_else(|| {
             self.tables.push(LocalTable {
                 name: name.into(),
-                records: HashMap::new(),
+                records: Records::new(),
                 owed: HashMap::new(),
                 told_gone: HashSet::new(),
                 synced: 0,

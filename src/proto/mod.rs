@@ -9,6 +9,7 @@
 
 pub(crate) mod cache;
 pub(crate) mod destination;
+mod index;
 #[cfg(test)]
 mod models;
 mod replay;

@@ -13,10 +13,9 @@
 //!    that owe the ack of its remove; in one that does not, all that have an entry for it. An item that need not stay is
 //!    vacant.
 
-use std::hash::BuildHasher;
+use hashbrown::HashMap;
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
-
+use super::index::OpcodeIndex;
 use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -58,8 +57,7 @@ pub(crate) struct TableStore {
     pub(crate) pointers: u32,
     items: Vec<Item>,
     vacant: Vec<u32>,
-    index: HashTable<u32>,
-    hasher: DefaultHashBuilder,
+    index: OpcodeIndex,
 }
 
 #[derive(Debug)]
@@ -147,8 +145,7 @@ impl Store {
             pointers: 0,
             items: Vec::new(),
             vacant: Vec::new(),
-            index: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
+            index: OpcodeIndex::new(),
         });
         Some(id)
     }
@@ -354,13 +351,13 @@ impl TableStore {
         self.items.iter().filter(|item| item.value.is_live())
     }
 
+    #[inline]
     fn find(&self, opcode: &Opcode) -> Option<u32> {
-        let hash = self.hasher.hash_one(opcode.as_bytes());
-        self.index.find(hash, |&index| self.items[index as usize].opcode == *opcode).copied()
+        self.index.find(self.index.hash(opcode), |index| self.items[index as usize].opcode == *opcode)
     }
 
     fn insert(&mut self, item: Item) -> u32 {
-        let hash = self.hasher.hash_one(item.opcode.as_bytes());
+        let hash = self.index.hash(&item.opcode);
         self.live += u32::from(item.value.is_live());
         self.pointers += u32::from(matches!(item.value, Value::Pointer(_)));
         let index = match self.vacant.pop() {
@@ -373,22 +370,17 @@ impl TableStore {
                 u32::try_from(self.items.len() - 1).expect("memory ends before 2^32 items")
             }
         };
-        let (items, hasher) = (&self.items, &self.hasher);
-        self.index
-            .insert_unique(hash, index, |&index| hasher.hash_one(items[index as usize].opcode.as_bytes()));
+        self.index.insert(hash, index);
         index
     }
 
     fn vacate(&mut self, index: u32) {
         let item = &mut self.items[index as usize];
-        let hash = self.hasher.hash_one(item.opcode.as_bytes());
+        let hash = self.index.hash(&item.opcode);
         self.live -= u32::from(item.value.is_live());
         self.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Vacant;
-        self.index
-            .find_entry(hash, |&other| other == index)
-            .expect("an item is in its table's index")
-            .remove();
+        self.index.remove(hash, index);
         self.vacant.push(index);
     }
 }

@@ -219,8 +219,7 @@ fn a_destination_tells_new_from_old_at_any_distance() {
         for value in [&b"old"[..], b"new"] {
             source.set(table, key.clone(), NewValue::Data(value), |_, _| false);
             while let Some(outgoing) = source.poll_frame(session) {
-                let mut record = Vec::new();
-                outgoing.frame.encode(|piece| record.extend_from_slice(piece));
+                let record = outgoing.frame.to_bytes();
                 let entry = outgoing.entry;
                 source.handle_sent(session, entry);
                 destination.handle_record(&record, |_| true).unwrap();
@@ -504,8 +503,7 @@ fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle()
     let mut deliver = |source: &mut SourceCore, destination: &mut DestinationCore, defer: bool| {
         let mut replaced = false;
         while let Some(outgoing) = source.poll_frame(session) {
-            let mut record = Vec::new();
-            outgoing.frame.encode(|piece| record.extend_from_slice(piece));
+            let record = outgoing.frame.to_bytes();
             let entry = outgoing.entry;
             source.handle_sent(session, entry);
             let handler = |event: Event<'_>| {

@@ -333,10 +333,9 @@ impl Mapping {
     fn data(&self, offset: usize, len: usize) -> *mut u8 {
         debug_assert!(self.creator.is_here(), "a region was used in a forked child");
         let capacity = self.ring_bytes;
-        assert!(
-            len <= capacity && offset <= capacity - len,
-            "{len} bytes at {offset} do not lie within {capacity} bytes of data"
-        );
+        if len > capacity || offset > capacity - len {
+            does_not_lie_within(capacity, offset, len);
+        }
         // SAFETY: `new` checked that `DATA` and `ring_bytes` after it lie within the mapping.
         unsafe { self.map.as_mut_ptr().add(DATA + offset) }
     }
@@ -350,6 +349,12 @@ impl Drop for Mapping {
         // SAFETY: `drop` runs once, and nothing uses the field after it.
         unsafe { ManuallyDrop::drop(&mut self.map) }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn does_not_lie_within(capacity: usize, offset: usize, len: usize) -> ! {
+    panic!("{len} bytes at {offset} do not lie within {capacity} bytes of data")
 }
 
 fn os(call: &'static str) -> impl FnOnce(io::Error) -> RegionError {

@@ -43,13 +43,13 @@ fn head_outside_what_was_published_is_an_error() {
     let (producer, consumer) = HeapMemory::pair(64, 0);
     let mut producer = Producer::new(producer, 64);
     for _ in 0..3 {
-        assert_eq!(producer.try_write(0, |_| ()), Ok(true));
+        assert_eq!(producer.try_write([]), Ok(true));
     }
     producer.publish();
     consumer.store_own(Word::Cursor, 16, SeqCst);
     assert_eq!(producer.released(), Ok(16));
     for _ in 0..7 {
-        assert_eq!(producer.try_write(0, |_| ()), Ok(true), "staged, not published");
+        assert_eq!(producer.try_write([]), Ok(true), "staged, not published");
     }
 
     for found in [8, 32, u64::MAX] {
@@ -57,7 +57,7 @@ fn head_outside_what_was_published_is_an_error() {
         let error = RingError::HeadOutOfRange { found, at_least: 16, at_most: 24 };
         assert_eq!(producer.released(), Err(error));
         assert_eq!(producer.has_room_for(8), Err(error));
-        assert_eq!(producer.try_write(8, |_| ()), Err(error));
+        assert_eq!(producer.try_write([&[0; 8]]), Err(error));
     }
     consumer.store_own(Word::Cursor, 20, SeqCst);
     assert_eq!(producer.released(), Err(RingError::HeadUnaligned { found: 20 }));
@@ -182,7 +182,7 @@ fn producer_survives_any_garbage_with_bounded_work() {
         for _ in 0..CALLS_PER_ROUND {
             let len = memory.below(producer.max_payload() as u64 + 1) as usize;
             memory.begin_call(producer.written().wrapping_sub(memory.below(8) * 8));
-            match producer.try_write(len, |writer| writer.put(&vec![7; len])) {
+            match producer.try_write([&vec![7; len]]) {
                 Ok(true) => written += 1,
                 Ok(false) => full += 1,
                 Err(error) => {

@@ -223,11 +223,7 @@ fn release_and_ring(consumer: &mut Consumer<LoomMemory>, for_producer: &Bell) {
 fn write(producer: &mut Producer<LoomMemory>, index: usize, len: usize) -> bool {
     let payload = payload(index, len);
     let (front, back) = payload.split_at(len / 3);
-    let written = producer.try_write(len, |writer| {
-        writer.put(front);
-        writer.put(back);
-    });
-    written.unwrap()
+    producer.try_write([front, back]).unwrap()
 }
 
 /// Reads a record and checks that it is number `index`; `false` if the ring is empty.

@@ -65,10 +65,10 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail
     }
 
-    /// Stages a record of `len` bytes, which `write` puts piece by piece; `false` if the ring is full.
+    /// Stages a record of these pieces, one behind the other; `false` if the ring is full.
     ///
-    /// The consumer sees it after [`publish`](Self::publish). A full ring is an outcome, not an error:
-    /// `write` has not been called and nothing has changed. If `write` panics, nothing has been staged.
+    /// The consumer sees it after [`publish`](Self::publish). A full ring is an outcome, not an error: nothing has changed
+    /// then.
     ///
     /// # Errors
     ///
@@ -76,13 +76,10 @@ impl<M: ProducerMemory> Producer<M> {
     ///
     /// # Panics
     ///
-    /// If `len` exceeds [`max_payload`](Self::max_payload), or `write` puts more or fewer than `len` bytes.
-    #[inline]
-    pub(crate) fn try_write(
-        &mut self,
-        len: usize,
-        write: impl FnOnce(&mut Writer<'_, M>),
-    ) -> Result<bool, RingError> {
+    /// If the record exceeds [`max_payload`](Self::max_payload).
+    #[inline(always)]
+    pub(crate) fn try_write<const N: usize>(&mut self, pieces: [&[u8]; N]) -> Result<bool, RingError> {
+        let len = pieces.iter().map(|piece| piece.len()).sum();
         let padding = self.padding_before(len)?;
         if !self.has_room(padding + record_bytes(len))? {
             return Ok(false);
@@ -94,14 +91,11 @@ impl<M: ProducerMemory> Producer<M> {
             self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
         }
         let start = self.tail.wrapping_add(padding);
-        let header = Header::record(len).to_bytes();
-        let offset = self.geometry.offset(start);
-        self.memory.copy_in(offset, &header);
-        let mut writer = Writer { memory: &self.memory, offset: offset + header.len(), remaining: len };
-        write(&mut writer);
-        let missing = writer.remaining;
-        assert!(missing == 0, "{missing} of the record's {len} bytes were not written");
-
+        let mut offset = self.geometry.offset(start);
+        for piece in [&Header::record(len).to_bytes()[..]].into_iter().chain(pieces) {
+            self.memory.copy_in(offset, piece);
+            offset += piece.len();
+        }
         self.tail = start.wrapping_add(record_bytes(len));
         Ok(true)
     }
@@ -228,31 +222,5 @@ impl<M: ProducerMemory> Producer<M> {
         }
         self.head = found;
         Ok(())
-    }
-}
-
-/// Takes the payload of one record, piece by piece, straight into the ring.
-#[derive(Debug)]
-pub(crate) struct Writer<'a, M> {
-    memory: &'a M,
-    /// Where the next piece goes.
-    offset: usize,
-    /// How much of the record's length is still to be written.
-    remaining: usize,
-}
-
-impl<M: ProducerMemory> Writer<'_, M> {
-    /// Appends a piece.
-    ///
-    /// # Panics
-    ///
-    /// If the pieces exceed the length that the record was begun with.
-    #[inline]
-    pub(crate) fn put(&mut self, bytes: &[u8]) {
-        let (len, remaining) = (bytes.len(), self.remaining);
-        assert!(len <= remaining, "{len} bytes do not fit the {remaining} that are left of the record");
-        self.memory.copy_in(self.offset, bytes);
-        self.offset += len;
-        self.remaining -= len;
     }
 }

@@ -46,7 +46,7 @@ fn full_ring_leaves_everything_as_it_was() {
     let (mut producer, _consumer) = ring(64);
     while write(&mut producer, &[1; 8]) {}
     let written = producer.written();
-    let outcome = producer.try_write(1, |_| panic!("there is no room to write to"));
+    let outcome = producer.try_write([&[1]]);
     assert_eq!(outcome, Ok(false));
     assert_eq!(producer.written(), written);
 }
@@ -215,23 +215,6 @@ fn oversize_record_is_the_callers_fault() {
 }
 
 #[test]
-#[should_panic(expected = "2 of the record's 5 bytes were not written")]
-fn record_must_be_written_in_full() {
-    let (mut producer, _consumer) = ring(64);
-    let _ = producer.try_write(5, |writer| writer.put(b"one"));
-}
-
-#[test]
-#[should_panic(expected = "3 bytes do not fit the 1 that are left of the record")]
-fn record_must_not_be_exceeded() {
-    let (mut producer, _consumer) = ring(64);
-    let _ = producer.try_write(4, |writer| {
-        writer.put(b"one");
-        writer.put(b"two");
-    });
-}
-
-#[test]
 #[should_panic(expected = "ring capacity 96 is not a power of two from 64 to 4294967296")]
 fn capacity_must_be_a_power_of_two() {
     ring(96);
@@ -334,7 +317,7 @@ fn records_of_random_sizes_arrive_when_both_sides_sleep() {
 }
 
 fn write(producer: &mut Producer<HeapMemory>, payload: &[u8]) -> bool {
-    producer.try_write(payload.len(), |writer| writer.put(payload)).unwrap()
+    producer.try_write([payload]).unwrap()
 }
 
 fn read(consumer: &mut Consumer<HeapMemory>) -> Result<Option<Vec<u8>>, RingError> {

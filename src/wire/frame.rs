@@ -49,15 +49,15 @@ pub(crate) enum Payload<'a> {
 
 impl<'a> Frame<'a> {
     /// The length of the encoded frame, in bytes.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn len_bytes(&self) -> usize {
         let (opcode, value) = self.body();
         HEADER_BYTES + opcode.len() + value.len()
     }
 
-    /// Hands the encoded frame to `put`, piece by piece.
-    #[inline]
-    pub(crate) fn encode(&self, mut put: impl FnMut(&[u8])) {
+    /// The first bytes of the encoded frame, before its [`body`](Frame::body).
+    #[inline(always)]
+    pub(crate) fn header(&self) -> [u8; HEADER_BYTES] {
         let (kind, extra) = match self.payload {
             Payload::Set { created, .. } => (SET, created.value()),
             Payload::Remove { .. } => (REMOVE, 0),
@@ -65,7 +65,7 @@ impl<'a> Frame<'a> {
             Payload::Table { .. } => (TABLE, 0),
             Payload::End { oldest_unacked } => (END, oldest_unacked),
         };
-        let (opcode, value) = self.body();
+        let (opcode, _) = self.body();
         let opcode_len = u8::try_from(opcode.len()).expect("an Opcode has at most 255 bytes");
         let mut header = [0; HEADER_BYTES];
         header[0..8].copy_from_slice(&self.change.value().to_ne_bytes());
@@ -74,9 +74,14 @@ impl<'a> Frame<'a> {
         header[20..22].copy_from_slice(&self.table.to_ne_bytes());
         header[22] = kind;
         header[23] = opcode_len;
-        put(&header);
-        put(opcode);
-        put(value);
+        header
+    }
+
+    /// The encoded frame, in one piece.
+    #[cfg(test)]
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        let (opcode, value) = self.body();
+        [&self.header(), opcode, value].concat()
     }
 
     /// Decodes a record; `expected` is the ordinal that comes next if none was lost.
@@ -120,7 +125,9 @@ impl<'a> Frame<'a> {
         })
     }
 
-    fn body(&self) -> (&'a [u8], &'a [u8]) {
+    /// The opcode and the value.
+    #[inline(always)]
+    pub(crate) fn body(&self) -> (&'a [u8], &'a [u8]) {
         match self.payload {
             Payload::Set { opcode, value, .. } => (opcode, value),
             Payload::Remove { opcode } | Payload::Named { opcode } => (opcode, &[]),
@@ -144,8 +151,7 @@ mod tests {
     use super::*;
 
     fn encoded(frame: &Frame<'_>) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        frame.encode(|piece| bytes.extend_from_slice(piece));
+        let bytes = frame.to_bytes();
         assert_eq!(bytes.len(), frame.len_bytes());
         bytes
     }

@@ -3,6 +3,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::DestinationStats;
+use super::super::index::OpcodeIndex;
 use super::event::{AckSlot, Event};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
@@ -11,7 +12,7 @@ use crate::seq::ChangeNumber;
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct LocalTable {
     pub(super) name: Box<str>,
-    pub(super) records: HashMap<Opcode, Record>,
+    pub(super) records: Records,
     /// Changes of the present epoch that were handed over and are not yet acknowledged: each the newest of its record.
     pub(super) owed: HashMap<Opcode, Owed>,
     /// Items that are recorded, and of which the application was told that they are gone: it has put the ack of that off, or
@@ -19,6 +20,14 @@ pub(super) struct LocalTable {
     pub(super) told_gone: HashSet<Opcode>,
     /// The attach whose end marker was applied last; 0 for none.
     pub(super) synced: u32,
+}
+
+/// The records of a table by opcode, without holes, so that a walk over all is a walk over a slice.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Records {
+    entries: Vec<(Opcode, Record)>,
+    index: OpcodeIndex,
 }
 
 #[derive(Debug)]
@@ -67,6 +76,68 @@ pub(super) struct Received<'a> {
     pub(super) ordinal: u64,
 }
 
+impl Records {
+    pub(super) fn new() -> Records {
+        Records { entries: Vec::new(), index: OpcodeIndex::new() }
+    }
+
+    #[inline]
+    fn find(&self, opcode: &Opcode) -> Option<usize> {
+        let is_it = |place: u32| self.entries[place as usize].0 == *opcode;
+        self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, opcode: &Opcode) -> Option<&Record> {
+        self.find(opcode).map(|place| &self.entries[place].1)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, opcode: &Opcode) -> Option<&mut Record> {
+        self.find(opcode).map(|place| &mut self.entries[place].1)
+    }
+
+    /// Takes in a record that is not here yet.
+    pub(super) fn insert(&mut self, opcode: Opcode, record: Record) {
+        let place = u32::try_from(self.entries.len()).expect("memory ends before 2^32 items");
+        self.index.insert(self.index.hash(&opcode), place);
+        self.entries.push((opcode, record));
+    }
+
+    pub(super) fn remove(&mut self, opcode: &Opcode) -> Option<Record> {
+        let place = self.find(opcode)?;
+        Some(self.remove_at(place))
+    }
+
+    /// Removes what `goes` says, and answers how many that were.
+    pub(super) fn remove_where(&mut self, mut goes: impl FnMut(&Opcode, &Record) -> bool) -> usize {
+        let before = self.entries.len();
+        let mut place = 0;
+        while let Some((opcode, record)) = self.entries.get(place) {
+            if goes(opcode, record) {
+                self.remove_at(place);
+            } else {
+                place += 1;
+            }
+        }
+        before - self.entries.len()
+    }
+
+    pub(super) fn iter(&self) -> std::slice::Iter<'_, (Opcode, Record)> {
+        self.entries.iter()
+    }
+
+    /// The last record takes the place of the one that goes.
+    fn remove_at(&mut self, place: usize) -> Record {
+        self.index.remove(self.index.hash(&self.entries[place].0), place as u32);
+        let last = self.entries.len() - 1;
+        if place < last {
+            self.index.replace(self.index.hash(&self.entries[last].0), last as u32, place as u32);
+        }
+        self.entries.swap_remove(place).1
+    }
+}
+
 impl LocalTable {
     /// As [`LocalTable::remove_where`], for items that no marker of the source's ends.
     pub(super) fn give_up(
@@ -89,7 +160,7 @@ impl LocalTable {
         mut handler: impl FnMut(&str, &Opcode, &Record) -> Applied,
     ) -> u64 {
         let LocalTable { name, records, owed, told_gone, .. } = self;
-        let removed = records.extract_if(|opcode, record| {
+        let removed = records.remove_where(|opcode, record| {
             if !goes(record) || owes_remove(owed, opcode) {
                 return false;
             }
@@ -102,7 +173,7 @@ impl LocalTable {
             }
             gone
         });
-        let removed = removed.count() as u64;
+        let removed = removed as u64;
         stats.items -= removed;
         removed
     }
@@ -140,7 +211,7 @@ impl Received<'_> {
 mod hash {
     use std::hash::{Hash, Hasher};
 
-    use super::{DestinationStats, HashMap, LocalTable, Opcode};
+    use super::{DestinationStats, LocalTable, Opcode};
 
     impl Hash for DestinationStats {
         fn hash<H: Hasher>(&self, _: &mut H) {}
@@ -149,14 +220,17 @@ mod hash {
     impl Hash for LocalTable {
         fn hash<H: Hasher>(&self, state: &mut H) {
             (&self.name, self.synced).hash(state);
-            hash_sorted(&self.records, state);
-            hash_sorted(&self.owed, state);
+            hash_sorted(self.records.iter().map(|(opcode, record)| (opcode, record)), state);
+            hash_sorted(self.owed.iter(), state);
             self.told_gone.iter().collect::<std::collections::BTreeSet<_>>().hash(state);
         }
     }
 
-    fn hash_sorted<V: Hash>(map: &HashMap<Opcode, V>, state: &mut impl Hasher) {
-        let mut entries: Vec<_> = map.iter().collect();
+    fn hash_sorted<'a, V: Hash + 'a>(
+        entries: impl Iterator<Item = (&'a Opcode, &'a V)>,
+        state: &mut impl Hasher,
+    ) {
+        let mut entries: Vec<_> = entries.collect();
         entries.sort_unstable_by_key(|(opcode, _)| *opcode);
         entries.hash(state);
     }

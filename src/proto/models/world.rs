@@ -396,8 +396,7 @@ pub(super) fn opcode(key: usize) -> Opcode {
 }
 
 pub(super) fn encoded(frame: &Frame<'_>) -> Arc<[u8]> {
-    let mut record = Vec::new();
-    frame.encode(|piece| record.extend_from_slice(piece));
+    let record = frame.to_bytes();
     record.into()
 }
 

@@ -381,8 +381,7 @@ pub(super) struct Staged {
 
 impl Staged {
     pub(super) fn of(frame: &Frame<'_>) -> Staged {
-        let mut bytes = Vec::new();
-        frame.encode(|piece| bytes.extend_from_slice(piece));
+        let bytes = frame.to_bytes();
         let opcode = match frame.payload {
             Payload::Set { opcode, .. } | Payload::Remove { opcode } | Payload::Named { opcode } => {
                 Some(opcode)

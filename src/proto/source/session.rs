@@ -142,7 +142,7 @@ impl Session {
 
     /// The frame of a change that has just been made, if it may go at once: nothing waits, the destination was sent the item
     /// before, and its entry holds data.
-    #[inline]
+    #[inline(always)]
     pub(super) fn frame_at_once<'a>(&self, entry: EntryId, item: &'a Item) -> Option<Frame<'a>> {
         let Value::Data(value) = &item.value else { return None };
         let may_go = self.cache.is_plain(entry) && self.cache.is_quiet() && self.replay.is_over();
@@ -151,7 +151,7 @@ impl Session {
     }
 
     /// S2: that frame is in the ring.
-    #[inline]
+    #[inline(always)]
     pub(super) fn handle_sent_at_once(&mut self, entry: EntryId, change: ChangeNumber) {
         self.counters.sent += 1;
         self.read_went = false;
@@ -232,7 +232,7 @@ impl Session {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn frame_of<'a>(
         &self,
         entry: EntryId,
