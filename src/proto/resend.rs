@@ -194,11 +194,11 @@ impl<T> ResendTimer<T> {
     }
 
     /// Nothing is unacknowledged: nothing is to be done.
-    pub(crate) fn clear(&mut self, next_ordinal: u64) {
+    pub(crate) fn clear(&mut self, next_ordinal: u64, next_tick: Option<Instant>) {
         self.marks.clear();
         self.held.clear();
         self.scanned = next_ordinal;
-        self.next_tick = None;
+        self.next_tick = next_tick;
     }
 }
 

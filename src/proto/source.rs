@@ -348,12 +348,14 @@ impl SourceCore {
         let Some(session) = self.sessions[id].as_mut() else { return };
         session.tick_requested = false;
         let next_ordinal = session.cache.next_ordinal();
+        let policy = &self.config.policy;
         if session.cache.unacked() == 0 {
-            session.timer.clear(next_ordinal);
-            session.ticking = false;
+            // While changes come and go, one more tick costs less than to be asked for the next.
+            let is_busy = session.timer.scanned() < next_ordinal;
+            session.timer.clear(next_ordinal, is_busy.then(|| now + policy.tick()));
+            session.ticking = is_busy;
             return;
         }
-        let policy = &self.config.policy;
         // A tick that was asked for only notes what was sent until now.
         if session.timer.next_tick().is_some_and(|due| due <= now) {
             session.resend_due(now, released, policy, &self.store);
