@@ -136,7 +136,7 @@ impl SyncCache {
     /// Whether nothing waits, and no place in a queue is taken.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.control.is_empty() && self.waiting.is_empty() && self.waiting_pointers.is_empty()
+        self.waiting.is_empty() && self.control.is_empty() && self.waiting_pointers.is_empty()
     }
 
     /// Whether an entry that holds a pointer may wait. One whose kind has changed can wait in the other queue.

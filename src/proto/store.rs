@@ -165,17 +165,37 @@ impl Store {
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
     /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
     /// before the application said it to all.
+    #[inline]
     pub(crate) fn set(&mut self, id: TableId, opcode: Opcode, value: NewValue<'_>, always: bool) -> Stored {
-        let table = &self.tables[usize::from(id)];
+        let table = &mut self.tables[usize::from(id)];
         let index = table.find(&opcode);
+        // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
         if let Some(index) = index
-            && let (Value::Data(old), NewValue::Data(new)) = (&table.items[index as usize].value, value)
-            && !always
-            && table.keeps_all()
-            && **old == *new
+            && let item = &mut table.items[index as usize]
+            && let (Value::Data(old), NewValue::Data(new)) = (&mut item.value, value)
+            && matches!(table.retention, Retention::Newest)
+            && old.len() == new.len()
         {
-            return Stored::Unchanged;
+            if !always && **old == *new {
+                return Stored::Unchanged;
+            }
+            self.last_change = self.last_change.next();
+            item.change = self.last_change;
+            old.copy_from_slice(new);
+            return Stored::Updated(ItemId { table: id, index });
         }
+        self.set_otherwise(id, opcode, index, value)
+    }
+
+    /// As [`Store::set`], of an item that is at `index`, if there is one, with what is another value for sure.
+    #[inline(never)]
+    fn set_otherwise(
+        &mut self,
+        id: TableId,
+        opcode: Opcode,
+        index: Option<u32>,
+        value: NewValue<'_>,
+    ) -> Stored {
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
         table.note_changed(&opcode, change);

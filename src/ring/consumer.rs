@@ -153,7 +153,7 @@ impl<M: ConsumerMemory> Consumer<M> {
 
     /// Copies the header at the position, once, and checks that what it announces lies within what was
     /// published and within the ring. Its kind is still unchecked.
-    #[inline]
+    #[inline(always)]
     fn next_header(&self) -> Result<Header, RingError> {
         // A multiple of 8, because both are; so if there is anything, there is a whole header.
         let available = self.tail.wrapping_sub(self.position);

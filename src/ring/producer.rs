@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, Header, crosses_hot_bytes, is_aligned, record_bytes};
+use super::layout::{Geometry, HEADER_BYTES, Header, crosses_hot_bytes, is_aligned, record_bytes};
 use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
@@ -91,8 +91,10 @@ impl<M: ProducerMemory> Producer<M> {
             self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
         }
         let start = self.tail.wrapping_add(padding);
-        let mut offset = self.geometry.offset(start);
-        for piece in [&Header::record(len).to_bytes()[..]].into_iter().chain(pieces) {
+        let offset = self.geometry.offset(start);
+        self.memory.copy_in(offset, &Header::record(len).to_bytes());
+        let mut offset = offset + HEADER_BYTES as usize;
+        for piece in &pieces {
             self.memory.copy_in(offset, piece);
             offset += piece.len();
         }

@@ -85,7 +85,7 @@ impl<'a> Frame<'a> {
     }
 
     /// Decodes a record; `expected` is the ordinal that comes next if none was lost.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn decode(bytes: &'a [u8], expected: u64) -> Result<Frame<'a>, WireError> {
         let opcode_end = match bytes.get(HEADER_BYTES - 1) {
             Some(&opcode_len) => HEADER_BYTES + usize::from(opcode_len),

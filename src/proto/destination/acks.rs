@@ -14,14 +14,18 @@ pub(super) struct PendingAcks {
 
 impl PendingAcks {
     /// Takes a record in. Usually the one behind the last.
+    #[inline]
     pub(super) fn add(&mut self, ordinal: u64, seq: SyncSeq) {
-        if let Some(last) = self.ranges.back_mut()
-            && last.last + 1 == ordinal
-        {
-            last.last = ordinal;
-            last.last_seq = seq;
-            return;
+        match self.ranges.back_mut() {
+            Some(last) if last.last + 1 == ordinal => {
+                last.last = ordinal;
+                last.last_seq = seq;
+            }
+            _ => self.add_elsewhere(ordinal, seq),
         }
+    }
+
+    fn add_elsewhere(&mut self, ordinal: u64, seq: SyncSeq) {
         let at = self.ranges.partition_point(|range| range.last < ordinal);
         if self.ranges.get(at).is_some_and(|next| next.first <= ordinal) {
             return;
