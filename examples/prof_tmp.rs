@@ -1,4 +1,4 @@
-use shmirror::{Replica, Source, Wait, ResendPolicy};
+use shmirror::{Replica, ResendPolicy, Source, Wait};
 fn main() {
     let n: u64 = std::env::args().nth(1).unwrap().parse().unwrap();
     let mode = std::env::args().nth(2).unwrap_or_default();
@@ -13,14 +13,22 @@ fn main() {
     let mut c = 0u64;
     for round in 0..(n / 32) {
         if mode == "many" {
-            let vals: Vec<(u64, [u8; 64])> = (0..32).map(|i| { c += 1; value[..8].copy_from_slice(&c.to_ne_bytes()); let _ = i; (c % 1000, value) }).collect();
+            let vals: Vec<(u64, [u8; 64])> = (0..32)
+                .map(|i| {
+                    c += 1;
+                    value[..8].copy_from_slice(&c.to_ne_bytes());
+                    let _ = i;
+                    (c % 1000, value)
+                })
+                .collect();
             table.set_many(vals).unwrap();
         } else {
-        for _ in 0..32 {
-            c += 1;
-            value[..8].copy_from_slice(&c.to_ne_bytes());
-            table.set(c % 1000, &value).unwrap();
-        }}
+            for _ in 0..32 {
+                c += 1;
+                value[..8].copy_from_slice(&c.to_ne_bytes());
+                table.set(c % 1000, &value).unwrap();
+            }
+        }
         let got = replica.update().unwrap();
         assert!(got == 32 || round < 3, "{got} {round}");
     }

@@ -152,7 +152,11 @@ impl Source {
                 return Ok(Flushed::Acked(destinations.len()));
             }
             drop(state);
-            if look < SPINS_BEFORE_FLUSH { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if look < SPINS_BEFORE_FLUSH {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
             state = self.handle.shared.lock();
         }
         self.flush_registered(state, only, &destinations, deadline_after(timeout))

@@ -44,6 +44,23 @@ pub(crate) fn process_time() -> std::time::Duration {
     std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// CLOCK_MONOTONIC, which all processes share.
+pub(crate) fn monotonic() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the target is a timespec.
+    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    assert!(outcome == 0, "clock_gettime: {}", io::Error::last_os_error());
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Runs this process only when a cpu has nothing else to do.
+pub(crate) fn give_way() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are as long as the call expects.
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    assert!(outcome == 0, "sched_setscheduler: {}", io::Error::last_os_error());
+}
+
 /// How often this process has slept and was woken.
 pub(crate) fn voluntary_switches() -> u64 {
     // SAFETY: an rusage holds numbers only.

@@ -105,7 +105,12 @@ pub(crate) fn follow(dir: &Path, words: &Words, wait: Wait) {
 
 /// One change there and its ack back. Answers the mean in ns, without timing calls in the loop; the recorder, if any, is fed
 /// by a second loop with one such call a round trip.
-pub(crate) fn round_trip(setup: Setup<'_>, round_trips: u64, opcodes: u64, recorder: Option<&mut Recorder>) -> f64 {
+pub(crate) fn round_trip(
+    setup: Setup<'_>,
+    round_trips: u64,
+    opcodes: u64,
+    recorder: Option<&mut Recorder>,
+) -> f64 {
     let mirror = Mirror::new(setup);
     let mut value = [0; 64];
     let mut n = 0;

@@ -21,6 +21,8 @@ use std::time::Duration;
 pub(crate) struct Effort {
     /// Runs of each cell; reported is the median.
     pub(crate) runs: usize,
+    /// Runs that are made beyond these while the host has the cpus apart.
+    pub(crate) more_runs_if_apart: usize,
     /// Round trips of a run.
     pub(crate) round_trips: u64,
     /// The time of a stream.
@@ -31,14 +33,29 @@ pub(crate) struct Effort {
 
 impl Effort {
     /// For figures.
-    pub(crate) const FULL: Effort =
-        Effort { runs: 3, round_trips: 500_000, stream: Duration::from_millis(1000), scale: 1 };
+    pub(crate) const FULL: Effort = Effort {
+        runs: 3,
+        more_runs_if_apart: 4,
+        round_trips: 500_000,
+        stream: Duration::from_millis(1000),
+        scale: 1,
+    };
     /// For a look at one cell while working on it.
-    pub(crate) const SHORT: Effort =
-        Effort { runs: 1, round_trips: 200_000, stream: Duration::from_millis(500), scale: 1 };
+    pub(crate) const SHORT: Effort = Effort {
+        runs: 1,
+        more_runs_if_apart: 3,
+        round_trips: 200_000,
+        stream: Duration::from_millis(500),
+        scale: 1,
+    };
     /// As a test: everything runs once, nothing is to be concluded from the figures.
-    pub(crate) const TEST: Effort =
-        Effort { runs: 1, round_trips: 2_000, stream: Duration::from_millis(20), scale: 100 };
+    pub(crate) const TEST: Effort = Effort {
+        runs: 1,
+        more_runs_if_apart: 0,
+        round_trips: 2_000,
+        stream: Duration::from_millis(20),
+        scale: 100,
+    };
 }
 
 /// No wait of a bench lasts longer; whoever is still waiting then has found a fault.

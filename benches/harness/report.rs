@@ -45,8 +45,6 @@ pub(crate) struct Cell {
     /// What the value is compared with, in the same run, if it is.
     pub(crate) against: Option<String>,
     pub(crate) target: Option<Target>,
-    /// Of the median run.
-    pub(crate) distribution: Option<Distribution>,
     /// The place in a series, for a plot: what varies, and its value here.
     pub(crate) x: Option<(String, f64)>,
     /// What else is to be known.
@@ -153,8 +151,12 @@ impl Cell {
         let unit = if self.against.is_some() { Unit::Ratio } else { self.unit };
         let (sign, target, stretch, reached): (_, _, _, fn(f64, f64) -> bool) = match self.target {
             None => return String::new(),
-            Some(Target::AtMost { target, stretch }) => ("≤", target, stretch, |found, limit| found <= limit),
-            Some(Target::AtLeast { target, stretch }) => ("≥", target, stretch, |found, limit| found >= limit),
+            Some(Target::AtMost { target, stretch }) => {
+                ("≤", target, stretch, |found, limit| found <= limit)
+            }
+            Some(Target::AtLeast { target, stretch }) => {
+                ("≥", target, stretch, |found, limit| found >= limit)
+            }
         };
         let outcome = match stretch {
             _ if !reached(found, target) => "missed",
@@ -231,7 +233,8 @@ impl Report {
 
     pub(crate) fn write(&self, path: &Path) {
         let file = std::fs::File::create(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        serde_json::to_writer_pretty(file, self).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::to_writer_pretty(file, self)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         println!("written to {}", path.display());
     }
 }
@@ -252,7 +255,8 @@ fn machine() -> String {
     };
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let flags = field("/proc/cpuinfo", "flags");
-    let kind = if flags.split(' ').any(|flag| flag == "hypervisor") { "virtual machine" } else { "bare metal" };
+    let kind =
+        if flags.split(' ').any(|flag| flag == "hypervisor") { "virtual machine" } else { "bare metal" };
     let cpus = super::cpu::allowed().len();
     format!("{cpus} cpus, {}, {kind}, Linux {}", field("/proc/cpuinfo", "model name"), kernel.trim())
 }

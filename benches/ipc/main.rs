@@ -1,64 +1,164 @@
-//! tmp
-#[path = "../harness/mod.rs"]
-mod harness;
-mod bare;
-#[allow(dead_code, unused)]
+//! shmirror between processes: round trips, streams, latency under load, resynchronisation, memory, idling.
+//!
+//! ```text
+//! cargo bench --bench ipc                           all cells, three runs each
+//! cargo bench --bench ipc -- stream/ --runs 1       only cells whose id begins so, one run
+//! cargo bench --bench ipc -- --json results.json    and the results for the plots
+//! cargo bench --bench ipc -- --test                 everything once and small, as a test
+//! ```
+//!
+//! Each run of a cell is made in processes of its own, pinned to cpus, after a warm-up; every record is verified. Before each run
+//! the cache line floor is measured; a run whose floor says that the host has moved the cpus apart does not count if
+//! there are others.
+
+// The ring and what it lies in are private to the library, so they are compiled once more here.
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/region/mod.rs"]
 mod region;
-#[allow(dead_code, unused)]
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/ring/mod.rs"]
 mod ring;
-#[allow(dead_code, unused)]
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/sys/mod.rs"]
 mod sys;
-use harness::*;
-fn main() {
-    let cpus = cpu::allowed();
-    let (a, b) = ([cpus[0]], [cpus[1]]);
-    let dst: [&[usize]; 1] = [&b];
-    let spin = mirror::Setup { source: &a, destinations: &dst, wait: shmirror::Wait::Spin, ring_bytes: 1 << 20 };
-    let args: Vec<String> = std::env::args().collect();
-    let want = |name: &str| args.len() < 2 || args.iter().any(|arg| arg == name || arg == "--bench" && args.len() == 2);
-    let effort = Effort::SHORT;
-    if args.iter().any(|arg| arg == "alt") {
-        for _ in 0..12 {
-            let f = peer::isolated(&cpus, || floor::cache_line([cpus[0], cpus[1]], 100_000, None));
-            let m = peer::isolated(&cpus, || bare::round_trip([cpus[0], cpus[1]], 100_000));
-            let r = peer::isolated(&cpus, || bare::stream([cpus[0], cpus[1]], 64, 3_000_000));
-            println!("floor {f:.1} bare {m:.1} stream {:.1}", r / 1e6);
+
+mod bare;
+mod latency;
+mod state;
+mod streams;
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use std::path::PathBuf;
+
+use harness::report::{Cell, Distribution, Report, Run, Target, Unit};
+use harness::{Effort, cpu, floor, peer};
+
+/// What a bench is asked for, and the machine that it has.
+pub(crate) struct Bench {
+    effort: Effort,
+    only: Vec<String>,
+    pub(crate) cpus: Vec<usize>,
+    report: Report,
+}
+
+/// What a cell is, before it is measured.
+pub(crate) struct Plan<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) what: &'a str,
+    pub(crate) unit: Unit,
+    pub(crate) against: Option<&'a str>,
+    pub(crate) target: Option<Target>,
+    pub(crate) x: Option<(&'a str, f64)>,
+}
+
+/// What one run has found.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Found {
+    pub(crate) value: f64,
+    pub(crate) other: Option<f64>,
+    pub(crate) distribution: Option<Distribution>,
+    pub(crate) note: Option<String>,
+}
+
+impl Found {
+    pub(crate) fn value(value: f64) -> Found {
+        Found { value, other: None, distribution: None, note: None }
+    }
+
+    pub(crate) fn against(value: f64, other: f64) -> Found {
+        Found { other: Some(other), ..Found::value(value) }
+    }
+}
+
+impl Bench {
+    pub(crate) fn effort(&self) -> Effort {
+        self.effort
+    }
+
+    /// Two different cpus.
+    pub(crate) fn pair(&self) -> [usize; 2] {
+        [self.cpus[0], self.cpus[1]]
+    }
+
+    /// Measures a cell, if it is asked for: each run in a process of its own.
+    pub(crate) fn cell(&mut self, plan: Plan<'_>, measure: impl Fn() -> Found) {
+        self.cell_beside_floor(plan, |_| measure());
+    }
+
+    /// As [`Bench::cell`], for what is compared with the floor: that is handed over.
+    pub(crate) fn cell_beside_floor(&mut self, plan: Plan<'_>, measure: impl Fn(f64) -> Found) {
+        if !self.only.is_empty() && !self.only.iter().any(|only| plan.id.starts_with(only.as_str())) {
+            return;
         }
+        let mut notes = Vec::new();
+        let mut run = || {
+            let pair = self.pair();
+            let round_trips = self.effort.round_trips / 4;
+            let floor_ns = peer::isolated(&self.cpus, || floor::cache_line(pair, round_trips, None));
+            let found = peer::isolated(&self.cpus, || measure(floor_ns));
+            notes.extend(found.note);
+            Run { value: found.value, other: found.other, floor_ns, distribution: found.distribution }
+        };
+        let mut runs: Vec<Run> = (0..self.effort.runs).map(|_| run()).collect();
+        // The host moves the cpus together again sooner or later.
+        for _ in 0..self.effort.more_runs_if_apart {
+            if runs.iter().filter(|run| !run.is_far()).count() >= self.effort.runs.min(2) {
+                break;
+            }
+            runs.push(run());
+        }
+        notes.dedup();
+        self.report.add(Cell {
+            id: plan.id.into(),
+            what: plan.what.into(),
+            unit: plan.unit,
+            runs,
+            against: plan.against.map(String::from),
+            target: plan.target,
+            x: plan.x.map(|(label, value)| (label.into(), value)),
+            notes,
+        });
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let (mut effort, mut runs, mut json, mut only) = (Effort::FULL, None, None::<PathBuf>, Vec::new());
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{argument} needs a value")));
+        match argument.as_str() {
+            "--test" => effort = Effort::TEST,
+            "--short" => effort = Effort::SHORT,
+            "--runs" => {
+                runs = value().parse().ok().filter(|runs| *runs > 0).or_else(|| usage("--runs of 1 or more"))
+            }
+            "--json" => json = Some(value().into()),
+            "--bench" => {} // cargo says so
+            option if option.starts_with('-') => usage(&format!("unknown option {option}")),
+            id => only.push(id.to_string()),
+        }
+    }
+    effort.runs = runs.unwrap_or(effort.runs);
+    let cpus = cpu::allowed();
+    if cpus.len() < 2 {
+        println!("this process may run on one cpu only: what goes between two cannot be measured");
         return;
     }
-    for _ in 0..2 {
-        let floor = peer::isolated(&cpus, || floor::cache_line([cpus[0], cpus[1]], effort.round_trips, None));
-        println!("floor {floor:.1}");
-        if want("bare") {
-            let m = peer::isolated(&cpus, || bare::round_trip([cpus[0], cpus[1]], effort.round_trips));
-            println!("bare rtt {m:.1} ratio {:.2}", m / floor);
-            for (bytes, n) in [(64, 100_000_000), (1024, 10_000_000)] {
-                let r = peer::isolated(&cpus, || bare::stream([cpus[0], cpus[1]], bytes, n));
-                println!("bare stream {bytes}: {:.1} M/s", r / 1e6);
-            }
-        }
-        if want("rtt") {
-            let (mean, dist) = peer::isolated(&cpus, || { let mut r = report::Recorder::new(); let m = mirror::round_trip(spin, effort.round_trips, 1000, Some(&mut r)); (m, r.distribution()) });
-            println!("rtt {mean:.1} p50 {} p99 {} p999 {} max {} ratio {:.2}", dist.p50, dist.p99, dist.p99_9, dist.max, mean / floor);
-        }
-        let st = |name: &str, setup: mirror::Setup, stream: mirror::Stream| if want(name) {
-            let s = peer::isolated(&cpus, || mirror::stream(setup, stream));
-            println!("{name} {:.2} M/s coalesced {:.4}", s.applied_per_s / 1e6, s.coalesced);
-        };
-        let base = mirror::Stream { value_bytes: 64, opcodes: 1000, order: mirror::Order::Cyclic, batch: 1, duration: effort.stream };
-        st("set", spin, base);
-        st("many", spin, mirror::Stream { batch: 256, ..base });
-        st("million", spin, mirror::Stream { batch: 256, opcodes: 1_000_000, order: mirror::Order::Random, ..base });
-        st("kib", spin, mirror::Stream { batch: 32, value_bytes: 1024, ..base });
-        st("block", mirror::Setup { wait: shmirror::Wait::Block, ..spin }, base);
-        if want("onecpu") {
-            let f = peer::isolated(&cpus, || floor::eventfd(cpus[0], 100_000));
-            let one: [&[usize]; 1] = [&a];
-            let m = peer::isolated(&cpus, || mirror::round_trip(mirror::Setup { destinations: &one, wait: shmirror::Wait::Block, ..spin }, 100_000, 1000, None));
-            println!("onecpu {m:.0} floor {f:.0} ratio {:.2}", m / f);
-        }
+    let mut bench = Bench { effort, only, cpus, report: Report::new() };
+    println!("{}", bench.report.machine);
+    latency::cells(&mut bench);
+    streams::cells(&mut bench);
+    state::cells(&mut bench);
+    if let Some(json) = json {
+        bench.report.write(&json);
     }
+}
+
+fn usage(wrong: &str) -> ! {
+    eprintln!(
+        "{wrong}; usage: cargo bench --bench ipc -- [--test | --short] [--runs N] [--json FILE] [ID...]"
+    );
+    std::process::exit(2);
 }

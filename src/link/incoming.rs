@@ -5,6 +5,7 @@
 //! 2. While the ack ring is full, acks merge in private memory; at their bound nothing more is consumed.
 //! 3. Records that the source published before it died are still applied: the rings outlive their maker.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::LinkError;
@@ -27,7 +28,9 @@ pub(crate) struct IncomingLink {
     ringer: Ringer,
     changes: Consumer<ConsumerMapping>,
     acks: Producer<ProducerMapping>,
+    /// Copies of records that are about to be handled, and where each lies.
     scratch: Vec<u8>,
+    batch: Vec<Range<usize>>,
     /// The source was rung because the ack ring is full.
     ack_ring_full: bool,
     /// The source is dead: acks go nowhere.
@@ -50,6 +53,11 @@ pub(crate) enum Woken {
 /// How often the cpu is offered to others before a destination sleeps: some microseconds, as long as a wake-up takes.
 const YIELDS_BEFORE_SLEEP: u32 = 16;
 
+/// So many records are copied out of the ring before the first of them is handled, and so many bytes at most, not counting
+/// the last: then what each of them needs is fetched at the same time.
+const RECORDS_PER_BATCH: usize = 16;
+const BYTES_PER_BATCH: usize = 16 * 1024;
+
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
@@ -69,6 +77,7 @@ impl IncomingLink {
             changes,
             acks,
             scratch: Vec::new(),
+            batch: Vec::with_capacity(RECORDS_PER_BATCH),
             ack_ring_full: false,
             source_gone: false,
             bytes_per_ring: change_ring_bytes / 4,
@@ -87,18 +96,23 @@ impl IncomingLink {
         if self.ack_ring_full {
             self.send_acks(core)?;
         }
-        while consumed < most && !core.is_congested() {
-            let Some(record) = self.changes.try_read(&mut self.scratch)? else { break };
-            since_ring += record.len() as u64;
-            core.handle_record(record, &mut *handler)?;
-            consumed += 1;
-            if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
-                self.send_acks(core)?;
-                self.changes.release();
+        while consumed < most && !core.is_congested() && self.read_batch(most - consumed)? > 0 {
+            if self.batch.len() > 1 {
+                core.touch(self.batch.iter().map(|record| &self.scratch[record.clone()]));
             }
-            if since_ring >= self.bytes_per_ring {
-                since_ring = 0;
-                self.ring_for_room()?;
+            for at in 0..self.batch.len() {
+                let record = &self.scratch[self.batch[at].clone()];
+                since_ring += record.len() as u64;
+                core.handle_record(record, &mut *handler)?;
+                consumed += 1;
+                if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
+                    self.send_acks(core)?;
+                    self.changes.release();
+                }
+                if since_ring >= self.bytes_per_ring {
+                    since_ring = 0;
+                    self.ring_for_room()?;
+                }
             }
         }
         if consumed > 0 {
@@ -107,6 +121,19 @@ impl IncomingLink {
             self.ring_for_room()?;
         }
         Ok(consumed)
+    }
+
+    /// Copies up to `most` records out of the ring; answers how many.
+    #[inline]
+    fn read_batch(&mut self, most: usize) -> Result<usize, LinkError> {
+        self.batch.clear();
+        let mut end = 0;
+        while self.batch.len() < most.min(RECORDS_PER_BATCH) && end < BYTES_PER_BATCH {
+            let Some(record) = self.changes.try_read_behind(&mut self.scratch, end)? else { break };
+            end = record.end;
+            self.batch.push(record);
+        }
+        Ok(self.batch.len())
     }
 
     /// This side polls: the source need not ring it, ever.

@@ -339,7 +339,10 @@ impl SyncCache {
             return Ok(());
         }
         // A plain one of a kept table leaves nothing else behind.
-        if keeps_all && entry.flags == CacheEntry::SENT | CacheEntry::UNACKED && entry.attempts == 0 && entry.flushes == 0
+        if keeps_all
+            && entry.flags == CacheEntry::SENT | CacheEntry::UNACKED
+            && entry.attempts == 0
+            && entry.flushes == 0
         {
             entry.flags = CacheEntry::SENT;
             self.unacked -= 1;

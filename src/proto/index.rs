@@ -218,7 +218,8 @@ mod tests {
                 assert_eq!(index.taken, known.len());
             }
             for (opcode, &place) in &known {
-                let found = index.find(index.hash(opcode), |at| opcodes[at as usize].as_ref() == Some(opcode));
+                let found =
+                    index.find(index.hash(opcode), |at| opcodes[at as usize].as_ref() == Some(opcode));
                 assert_eq!(found, Some(place));
             }
         }

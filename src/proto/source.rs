@@ -23,6 +23,8 @@ mod session;
 
 use std::time::Instant;
 
+use smallvec::SmallVec;
+
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
@@ -162,6 +164,24 @@ impl SourceCore {
         stored
     }
 
+    /// Looks at what setting these will need, all at the same time, so that setting them does not wait for memory one after the
+    /// other. Changes nothing.
+    pub(crate) fn touch_all<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {
+        let guesses: SmallVec<[ItemId; 32]> =
+            opcodes.filter_map(|opcode| self.store.guess(table, opcode)).collect();
+        let mut seen = 0;
+        for &id in &guesses {
+            seen ^= self.store.item(id).change.value();
+            for session in self.sessions.iter().flatten() {
+                seen ^= session.cache.entry(EntryId::item(id)).change().value();
+            }
+        }
+        for &id in &guesses {
+            seen ^= self.store.touch_value(id);
+        }
+        std::hint::black_box(seen);
+    }
+
     /// S3 for the data that a pointer leads to: it has changed, and the entry gets a new number. `None` if the item is no
     /// pointer.
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
@@ -254,7 +274,9 @@ impl SourceCore {
     /// Whether all that a destination is owed was acknowledged.
     #[inline]
     pub(crate) fn is_settled(&self, id: SessionId) -> bool {
-        self.sessions[id].as_ref().is_none_or(|session| session.cache.unacked() == 0 && session.replay.is_over())
+        self.sessions[id]
+            .as_ref()
+            .is_none_or(|session| session.cache.unacked() == 0 && session.replay.is_over())
     }
 
     /// Whether there may be a frame although [`SourceCore::poll_frame`] had none: it looks at so many items at a time.
@@ -433,7 +455,12 @@ impl SourceCore {
 
     /// S3: records a set for each destination that wants the item.
     #[inline]
-    fn record_set(&mut self, id: ItemId, created: bool, mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool) {
+    fn record_set(
+        &mut self,
+        id: ItemId,
+        created: bool,
+        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+    ) {
         self.counters.changes += 1;
         let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
         let entry = EntryId::item(id);

@@ -39,6 +39,9 @@ pub(crate) struct Store {
     last_change: ChangeNumber,
 }
 
+/// So many items fill the nearer caches.
+const FAR_ITEMS: usize = 4096;
+
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct TableStore {
@@ -185,6 +188,24 @@ impl Store {
             return Stored::Updated(ItemId { table: id, index });
         }
         self.set_otherwise(id, opcode, index, value)
+    }
+
+    /// Where the item of this opcode is likely to lie. `None` also if there are so few that they are near in any case.
+    #[inline]
+    pub(crate) fn guess(&self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let stored = &self.tables[usize::from(table)];
+        if stored.items.len() < FAR_ITEMS {
+            return None;
+        }
+        let index = stored.index.guess(stored.index.hash(opcode))?;
+        Some(ItemId { table, index })
+    }
+
+    /// Fetches the ends of an item's value.
+    #[inline]
+    pub(crate) fn touch_value(&self, id: ItemId) -> u64 {
+        let Value::Data(value) = &self.item(id).value else { return 0 };
+        u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
     }
 
     /// As [`Store::set`], of an item that is at `index`, if there is one, with what is another value for sure.

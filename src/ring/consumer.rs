@@ -1,5 +1,6 @@
 //! The reading end.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::error::RingError;
@@ -71,6 +72,17 @@ impl<M: ConsumerMemory> Consumer<M> {
     /// If the producer's cursor or the record's header is nonsense.
     #[inline]
     pub(crate) fn try_read<'a>(&mut self, scratch: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, RingError> {
+        Ok(self.try_read_behind(scratch, 0)?.map(|record| &scratch[record]))
+    }
+
+    /// As [`try_read`](Self::try_read), but leaves the first `start` bytes of `scratch` as they are, and returns where the
+    /// record lies: for a caller that reads several before it looks at them.
+    #[inline]
+    pub(crate) fn try_read_behind(
+        &mut self,
+        scratch: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<Option<Range<usize>>, RingError> {
         if self.is_empty()? {
             return Ok(None);
         }
@@ -85,13 +97,14 @@ impl<M: ConsumerMemory> Consumer<M> {
         }
 
         let len = header.length as usize;
-        if scratch.len() < len {
-            scratch.resize(len, 0);
+        let end = start + len;
+        if scratch.len() < end {
+            scratch.resize(end, 0);
         }
-        let payload = &mut scratch[..len];
+        let payload = &mut scratch[start..end];
         self.memory.copy_out(self.geometry.offset(self.position) + HEADER_BYTES as usize, payload);
         self.position = self.position.wrapping_add(record_bytes(len));
-        Ok(Some(payload))
+        Ok(Some(start..end))
     }
 
     /// Gives back the room of all that was read, with one store; returns whether there was anything.

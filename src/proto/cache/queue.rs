@@ -84,7 +84,8 @@ impl WaitQueue {
     /// All places, of items that wait and of others.
     pub(super) fn iter(&self) -> impl Iterator<Item = EntryId> {
         let queues = self.tables.iter().zip(0..);
-        let queued = queues.flat_map(|(queue, table)| queue.iter().map(move |&index| EntryId { table, index }));
+        let queued =
+            queues.flat_map(|(queue, table)| queue.iter().map(move |&index| EntryId { table, index }));
         self.lone.into_iter().chain(queued)
     }
 

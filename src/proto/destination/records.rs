@@ -2,8 +2,8 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::DestinationStats;
 use super::super::index::OpcodeIndex;
+use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
@@ -29,6 +29,9 @@ pub(super) struct Records {
     entries: Vec<(Opcode, Record)>,
     index: OpcodeIndex,
 }
+
+/// So many records fill the nearer caches.
+const FAR_RECORDS: usize = 4096;
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
@@ -85,6 +88,28 @@ impl Records {
     fn find(&self, opcode: &Opcode) -> Option<usize> {
         let is_it = |place: u32| self.entries[place as usize].0 == *opcode;
         self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
+    }
+
+    /// Where the record of this opcode is likely to lie. `None` also if there are so few that they are near in any case.
+    #[inline]
+    pub(super) fn guess(&self, opcode: &[u8]) -> Option<u32> {
+        if self.entries.len() < FAR_RECORDS {
+            return None;
+        }
+        self.index.guess(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
+    }
+
+    /// Fetches the record.
+    #[inline]
+    pub(super) fn touch(&self, place: u32) -> u64 {
+        self.entries[place as usize].1.change.value()
+    }
+
+    /// Fetches the ends of the record's value.
+    #[inline]
+    pub(super) fn touch_value(&self, place: u32) -> u64 {
+        let value = &self.entries[place as usize].1.value;
+        u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
     }
 
     #[inline]

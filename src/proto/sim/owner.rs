@@ -326,7 +326,9 @@ impl Owner {
 
 fn share(source: &mut SourceCore, table: TableId, opcode: &Opcode, cell: &Arc<SharedVersion>) {
     let pointer = Pointer::new(cell.clone());
-    source.set(table, opcode.clone(), NewValue::Pointer(&pointer), |_, _| unreachable!("it must be read first"));
+    source.set(table, opcode.clone(), NewValue::Pointer(&pointer), |_, _| {
+        unreachable!("it must be read first")
+    });
 }
 
 impl Call {
