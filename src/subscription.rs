@@ -87,8 +87,12 @@ impl Subscription {
 }
 
 impl Selection {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn takes(&self, opcode: &Opcode) -> bool {
+        matches!(self, Selection::All) || self.takes_some(opcode)
+    }
+
+    fn takes_some(&self, opcode: &Opcode) -> bool {
         match self {
             Selection::All => true,
             // What lies between a prefix and an opcode that begins with it begins with it, too: so it is the last before.

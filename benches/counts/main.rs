@@ -150,12 +150,12 @@ impl Mirror {
         let table = source.table("t").expect("a table");
         table.ready();
         let mut mirror = Mirror { table, replicas: Vec::new(), changes: 0, _source: source, dir };
-        mirror.replicas = (0..destinations).map(|_| mirror.replica()).collect();
+        mirror.replicas = (0..destinations).map(|_| mirror.replica(Wait::Spin)).collect();
         mirror
     }
 
-    fn replica(&self) -> Replica {
-        let options = Replica::options().runtime_dir(self.dir.path()).wait(Wait::Spin);
+    fn replica(&self, wait: Wait) -> Replica {
+        let options = Replica::options().runtime_dir(self.dir.path()).wait(wait);
         let mut replica = options.connect("counts").expect("a replica");
         replica.wait_synced(Duration::from_secs(60)).expect("the whole state");
         replica
@@ -228,7 +228,8 @@ fn run(path: &str) {
             let mirror = Mirror::new(0);
             let items = (0..TIMES * BATCH).map(|n| (n, [n as u8; 64]));
             mirror.table.set_many(items).expect("good values");
-            let replica = counted(|| mirror.replica());
+            // How often one that polls would look in vain is a matter of time.
+            let replica = counted(|| mirror.replica(Wait::Block));
             assert_eq!(replica.table("t").len() as u64, TIMES * BATCH);
         }
         other => panic!("no path {other}, expected one of {PATHS:?}"),

@@ -35,15 +35,8 @@ pub(crate) struct OutgoingLink {
     pub(crate) awaits_room: bool,
     /// Frames sent since acks were last looked for.
     sent_since_drain: u32,
-    /// What is in the ring and was not published yet.
-    message: Message,
-}
-
-/// A message that is being put together.
-#[derive(Debug, Clone, Copy, Default)]
-struct Message {
-    entries: u32,
-    bytes: usize,
+    /// Frames in the ring that were not published yet.
+    staged: u32,
 }
 
 /// Where [`OutgoingLink::pump`] stopped.
@@ -85,7 +78,7 @@ impl OutgoingLink {
             scratch: Vec::new(),
             awaits_room: false,
             sent_since_drain: 0,
-            message: Message::default(),
+            staged: 0,
         }
     }
 
@@ -252,10 +245,9 @@ impl OutgoingLink {
             return Ok(false);
         }
         self.sent_since_drain += 1;
-        self.message.entries += 1;
-        self.message.bytes += frame.len_bytes();
-        if self.message.entries >= policy.max_entries_per_message
-            || self.message.bytes >= policy.max_bytes_per_message as usize
+        self.staged += 1;
+        if self.staged >= policy.max_entries_per_message
+            || self.changes.staged_bytes() >= policy.max_bytes_per_message.into()
         {
             self.publish()?;
         }
@@ -265,7 +257,7 @@ impl OutgoingLink {
     /// Makes a message of what is written, and rings the destination if it sleeps.
     #[inline]
     fn publish(&mut self) -> Result<(), LinkError> {
-        self.message = Message::default();
+        self.staged = 0;
         if self.changes.publish() && self.changes.consumer_must_be_rung() {
             self.ringer.ring()?;
         }

@@ -147,17 +147,18 @@ impl Shared {
         })
     }
 
-    /// Sends what the caller has just changed, as far as there is room.
+    /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.
     #[inline]
-    pub(crate) fn publish(&self, state: &mut State) {
+    pub(crate) fn publish(&self, state: &mut State) -> bool {
         let State { core, links, .. } = state;
-        let mut wake = false;
+        let (mut wake, mut all) = (false, true);
         for link in links.iter_mut().flatten() {
             if core.is_quiet(link.session) {
                 // All that there was is in the ring: the way of almost every change.
                 wake |= !link.publish_offered(core) || core.request_tick(link.session);
                 continue;
             }
+            all = false;
             let pumped = link.pump(core, &self.policy, FRAMES_PER_PUBLISH);
             // What must be read from the application is the timer thread's: the publisher may hold a lock that it takes.
             let reads = !link.awaits_room && core.has_reads(link.session);
@@ -167,6 +168,7 @@ impl Shared {
         if wake {
             self.wake.wake();
         }
+        all
     }
 
     /// Takes in the acks of every destination.

@@ -136,7 +136,7 @@ impl SyncCache {
     /// Whether nothing waits, and no place in a queue is taken.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        self.waiting.is_empty() && self.control.is_empty() && self.waiting_pointers.is_empty()
+        self.waiting.len() + self.waiting_pointers.len() + self.control.len() == 0
     }
 
     /// Whether an entry that holds a pointer may wait. One whose kind has changed can wait in the other queue.
@@ -272,8 +272,7 @@ impl SyncCache {
     /// Whether the entry is one that the destination has, of data, and nothing else is to be noted of it.
     #[inline(always)]
     pub(crate) fn is_plain(&self, id: EntryId) -> bool {
-        let entry = self.entry(id);
-        entry.flags & !CacheEntry::UNACKED == CacheEntry::SENT && entry.flushes == 0 && entry.attempts == 0
+        self.entry(id).is_plain()
     }
 
     /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for an entry that is plain while nothing waits.
@@ -290,17 +289,19 @@ impl SyncCache {
         self.compact_if_long();
     }
 
-    /// S6: deletes the entries whose newest change the ack covers, and reports each.
+    /// S6: deletes the entries whose newest change the ack covers. Reports those that leave something behind, and answers how many
+    /// there were in all.
     #[inline]
     pub(crate) fn handle_ack(
         &mut self,
         ack: Ack,
         mut deleted: impl FnMut(Deleted),
-    ) -> Result<(), ProtocolError> {
+    ) -> Result<usize, ProtocolError> {
         let Ack { first, last, .. } = ack;
         if first > last || last >= self.next_ordinal {
             return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
         }
+        let before = self.unacked;
         // What was sent first is mostly acknowledged first.
         while let Some(&record) = self.in_flight.front()
             && first <= record.ordinal
@@ -317,10 +318,10 @@ impl SyncCache {
             }
         }
         self.drop_superseded();
-        Ok(())
+        Ok(before - self.unacked)
     }
 
-    #[inline]
+    #[inline(always)]
     fn acknowledge(
         &mut self,
         ack: &Ack,
@@ -333,21 +334,17 @@ impl SyncCache {
         if record.flushes != 0 {
             self.satisfy_flushes(record);
         }
-        let keeps_all = self.keeps_all(record.entry.table);
-        let entry = self.entry_mut(record.entry);
-        if entry.change != record.change || !entry.is_unacked() {
-            return Ok(());
-        }
-        // A plain one of a kept table leaves nothing else behind.
-        if keeps_all
-            && entry.flags == CacheEntry::SENT | CacheEntry::UNACKED
-            && entry.attempts == 0
-            && entry.flushes == 0
+        let table = &mut self.tables[usize::from(record.entry.table)];
+        // A plain entry of a kept table leaves nothing behind.
+        if let Some(entry) = table.items.get_mut(record.entry.index as usize)
+            && entry.is_plain()
+            && table.keeps_all
         {
-            entry.flags = CacheEntry::SENT;
-            self.unacked -= 1;
-            deleted(Deleted { entry: record.entry, item_is_owed: false, was_gated: false });
-        } else {
+            if entry.change == record.change && entry.is_unacked() {
+                entry.flags = CacheEntry::SENT;
+                self.unacked -= 1;
+            }
+        } else if self.is_newest(&record) {
             deleted(self.delete(record.entry));
         }
         Ok(())

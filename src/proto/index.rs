@@ -92,13 +92,6 @@ impl OpcodeIndex {
         put(&mut self.slots, slot(hash, place));
     }
 
-    /// Makes room for so many places in all.
-    pub(super) fn reserve(&mut self, places: usize) {
-        if places * 4 > self.slots.len() * 3 {
-            self.grow(places * 4 / 3 + 1);
-        }
-    }
-
     /// What was at one place is at another now.
     pub(super) fn replace(&mut self, hash: Hash, place: u32, with: u32) {
         let at = self.slot_of(hash, place);
@@ -229,7 +222,6 @@ mod tests {
     fn consecutive_opcodes_hardly_collide() {
         let mut index = OpcodeIndex::new();
         let count = 100_000u32;
-        index.reserve(count as usize);
         for place in 0..count {
             let hash = index.hash(&place.to_opcode().unwrap());
             index.insert(hash, place);

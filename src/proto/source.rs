@@ -328,11 +328,9 @@ impl SourceCore {
     /// S6: the destination has applied these records.
     pub(crate) fn handle_ack(&mut self, id: SessionId, ack: Ack) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
-        let acked = &mut session.counters.acked;
         let mut settled = Vec::new();
         let mut ungated = Vec::new();
         let outcome = session.cache.handle_ack(ack, |deleted| {
-            *acked += 1;
             if let (EntryKind::Item(item), true) = (deleted.entry.kind(), deleted.item_is_owed) {
                 settled.push(item);
             }
@@ -341,13 +339,14 @@ impl SourceCore {
                 ungated.push(deleted.entry.table);
             }
         });
+        session.counters.acked += *outcome.as_ref().unwrap_or(&0) as u64;
         for table in ungated {
             session.handle_ungated(table, &mut self.store);
         }
         for item in settled {
             self.store.settle(item);
         }
-        outcome
+        outcome.map(|_| ())
     }
 
     /// Asks for a tick if something was sent that no tick has looked at, and none is planned. Answers whether it did: then
@@ -390,12 +389,6 @@ impl SourceCore {
         }
         session.ticking = session.timer.scanned() < next_ordinal;
         session.timer.finish_tick(now, next_ordinal, written, session.ticking, policy);
-    }
-
-    /// Whether there is nothing to send to any destination, for sure.
-    #[inline]
-    pub(crate) fn is_all_quiet(&self) -> bool {
-        (0..self.sessions.len()).all(|id| self.is_quiet(id))
     }
 
     /// Whether a destination has yet to be sent the newest change of an item.

@@ -182,6 +182,23 @@ impl OwnRegion {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
     }
 
+    /// Copies these into the data, one behind the other, after one look at whether all of them fit.
+    ///
+    /// # Safety
+    /// As for [`OwnRegion::copy_in`].
+    #[inline(always)]
+    unsafe fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
+        let total = pieces.iter().map(|piece| piece.len()).sum();
+        let mut to = self.map.data(offset, total);
+        for piece in &pieces {
+            // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
+            // cannot overlap it; and no one else in this process touches the data, as the caller promises.
+            unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len()) };
+            // SAFETY: at most the end of what `data` checked.
+            to = unsafe { to.add(piece.len()) };
+        }
+    }
+
     #[inline]
     fn word(&self, word: Word) -> &AtomicU64 {
         let at = self.map.at(layout::offset_of(word));

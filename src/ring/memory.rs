@@ -39,6 +39,16 @@ pub(crate) trait ProducerMemory: Memory {
     /// Copies `bytes` to `offset`. `offset + bytes.len()` is at most the capacity; `offset` may equal it when
     /// `bytes` is empty.
     fn copy_in(&self, offset: usize, bytes: &[u8]);
+
+    /// As [`copy_in`](Self::copy_in) for each of these, one behind the other.
+    #[inline(always)]
+    fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
+        let mut offset = offset;
+        for piece in &pieces {
+            self.copy_in(offset, piece);
+            offset += piece.len();
+        }
+    }
 }
 
 /// The consumer's view: it reads data that a hostile producer may change at any time.

@@ -65,6 +65,12 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail
     }
 
+    /// What is staged and not published, headers and padding included.
+    #[inline]
+    pub(crate) fn staged_bytes(&self) -> u64 {
+        self.tail.wrapping_sub(self.published)
+    }
+
     /// Stages a record of these pieces, one behind the other; `false` if the ring is full.
     ///
     /// The consumer sees it after [`publish`](Self::publish). A full ring is an outcome, not an error: nothing has changed
@@ -93,11 +99,7 @@ impl<M: ProducerMemory> Producer<M> {
         let start = self.tail.wrapping_add(padding);
         let offset = self.geometry.offset(start);
         self.memory.copy_in(offset, &Header::record(len).to_bytes());
-        let mut offset = offset + HEADER_BYTES as usize;
-        for piece in &pieces {
-            self.memory.copy_in(offset, piece);
-            offset += piece.len();
-        }
+        self.memory.copy_in_all(offset + HEADER_BYTES as usize, pieces);
         self.tail = start.wrapping_add(record_bytes(len));
         Ok(true)
     }
@@ -118,7 +120,7 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Lets the consumer see all that is staged, with one store; returns whether there was anything.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn publish(&mut self) -> bool {
         if self.tail == self.published {
             return false;

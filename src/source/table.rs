@@ -202,9 +202,9 @@ impl Table {
                 Stored::Created(item) | Stored::Updated(item) => changed.push(item),
             }
         }
-        self.handle.shared.publish(&mut state);
+        let all_sent = self.handle.shared.publish(&mut state);
         let waiting = |item: &ItemId| state.core.is_waiting(*item);
-        let deferred = !state.core.is_all_quiet() && changed.iter().any(waiting);
+        let deferred = !all_sent && changed.iter().any(waiting);
         Ok(match (deferred, changed.is_empty()) {
             (true, _) => Sent::Deferred,
             (false, false) => Sent::Now,
@@ -213,8 +213,7 @@ impl Table {
     }
 
     fn publish(&self, state: &mut State, item: ItemId) -> Sent {
-        self.handle.shared.publish(state);
-        let deferred = !state.core.is_all_quiet() && state.core.is_waiting(item);
+        let deferred = !self.handle.shared.publish(state) && state.core.is_waiting(item);
         if deferred { Sent::Deferred } else { Sent::Now }
     }
 

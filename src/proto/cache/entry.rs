@@ -109,6 +109,12 @@ impl CacheEntry {
         self.flags & flag != 0
     }
 
+    /// It is of data that the destination was sent before, unacknowledged or not, and nothing else is to be noted of it.
+    #[inline(always)]
+    pub(super) fn is_plain(self) -> bool {
+        self.flags & !Self::UNACKED == Self::SENT && self.flushes == 0 && self.attempts == 0
+    }
+
     pub(crate) fn is_sent(self) -> bool {
         self.has(Self::SENT)
     }

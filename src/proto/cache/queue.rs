@@ -17,17 +17,25 @@ pub(super) struct WaitQueue {
     lone: Option<EntryId>,
     tables: Vec<VecDeque<u32>>,
     turns: VecDeque<TableId>,
+    /// Number of places.
+    len: usize,
 }
 
 impl WaitQueue {
     #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.lone.is_none() && self.turns.is_empty()
+        self.len == 0
     }
 
     #[inline]
     pub(super) fn push(&mut self, id: EntryId) {
-        if self.is_empty() {
+        self.len += 1;
+        if self.len == 1 {
             self.lone = Some(id);
             return;
         }
@@ -50,6 +58,7 @@ impl WaitQueue {
     /// Gives up the front.
     #[inline]
     pub(super) fn pop(&mut self) {
+        self.len = self.len.saturating_sub(1);
         if self.lone.take().is_some() {
             return;
         }
