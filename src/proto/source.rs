@@ -265,10 +265,11 @@ impl SourceCore {
         Some(Outgoing { entry, frame: session.frame(entry, &self.store) })
     }
 
-    /// Whether there is nothing to send, for sure. If not, [`SourceCore::poll_frame`] knows.
+    /// Whether there is nothing to send, for sure. If not, [`SourceCore::poll_frame`] knows. A session that was given up is not
+    /// quiet: its link is to be closed.
     #[inline]
     pub(crate) fn is_quiet(&self, id: SessionId) -> bool {
-        self.sessions[id].as_ref().is_none_or(|session| session.cache.is_quiet() && session.replay.is_over())
+        self.sessions[id].as_ref().is_some_and(|session| session.cache.is_quiet() && session.replay.is_over())
     }
 
     /// Whether all that a destination is owed was acknowledged.
@@ -276,7 +277,7 @@ impl SourceCore {
     pub(crate) fn is_settled(&self, id: SessionId) -> bool {
         self.sessions[id]
             .as_ref()
-            .is_none_or(|session| session.cache.unacked() == 0 && session.replay.is_over())
+            .is_some_and(|session| session.cache.unacked() == 0 && session.replay.is_over())
     }
 
     /// Whether there may be a frame although [`SourceCore::poll_frame`] had none: it looks at so many items at a time.
