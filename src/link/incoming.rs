@@ -31,6 +31,8 @@ pub(crate) struct IncomingLink {
     /// Copies of records that are about to be handled, and where each lies.
     scratch: Vec<u8>,
     batch: Vec<Range<usize>>,
+    /// How often in a row a look at the ring has found something, and little.
+    short_batches: u32,
     /// The source was rung because the ack ring is full.
     ack_ring_full: bool,
     /// The source is dead: acks go nowhere.
@@ -58,6 +60,12 @@ const YIELDS_BEFORE_SLEEP: u32 = 16;
 const RECORDS_PER_BATCH: usize = 16;
 const BYTES_PER_BATCH: usize = 16 * 1024;
 
+/// When each of so many looks has found a few records and none has found nothing, the source is publishing one change after
+/// the other, and both sides spend their time in fetching the same cache lines from each other. Then the next look comes a
+/// little later, and finds more. A change that comes alone is never waited for: before it there was a look that found nothing.
+const SHORT_BATCHES_OF_A_STREAM: u32 = 4;
+const SPINS_BETWEEN_BATCHES: u32 = 32;
+
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
@@ -78,6 +86,7 @@ impl IncomingLink {
             acks,
             scratch: Vec::new(),
             batch: Vec::with_capacity(RECORDS_PER_BATCH),
+            short_batches: 0,
             ack_ring_full: false,
             source_gone: false,
             bytes_per_ring: change_ring_bytes / 4,
@@ -93,6 +102,11 @@ impl IncomingLink {
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
         let mut since_ring = 0;
+        if self.short_batches >= SHORT_BATCHES_OF_A_STREAM {
+            for _ in 0..SPINS_BETWEEN_BATCHES {
+                std::hint::spin_loop();
+            }
+        }
         if self.ack_ring_full {
             self.send_acks(core)?;
         }
@@ -120,6 +134,8 @@ impl IncomingLink {
             self.changes.release();
             self.ring_for_room()?;
         }
+        let is_short = (1..RECORDS_PER_BATCH).contains(&consumed);
+        self.short_batches = if is_short { self.short_batches.saturating_add(1) } else { 0 };
         Ok(consumed)
     }
 
