@@ -1,0 +1,141 @@
+//! iceoryx2: publish-subscribe, as a queue that makes the publisher wait when it is full, so that no record is lost.
+//!
+//! By default the oldest record is dropped instead (`enable_safe_overflow`), which could not be verified here.
+//! Records are written in place. With `EVENTS` the publisher notifies after every record, and the subscriber, when there is
+//! none, sleeps until it is notified, as iceoryx2's example of event-based communication does.
+
+#![allow(unsafe_code)]
+
+use std::hint::spin_loop;
+use std::path::{Path, PathBuf};
+
+use iceoryx2::port::listener::Listener;
+use iceoryx2::port::notifier::Notifier;
+use iceoryx2::port::publisher::Publisher;
+use iceoryx2::port::subscriber::Subscriber;
+use iceoryx2::prelude::*;
+
+use crate::RING_BYTES;
+use crate::direction::{Direction, Receiver, Sender, verify_words};
+
+pub(crate) struct Iceoryx<const WORDS: usize, const EVENTS: bool> {
+    dir: PathBuf,
+    name: &'static str,
+}
+
+pub(crate) struct IceoryxSender<const WORDS: usize> {
+    publisher: Publisher<ipc::Service, [u64; WORDS], ()>,
+    notifier: Option<Notifier<ipc::Service>>,
+    _node: Node<ipc::Service>,
+}
+
+pub(crate) struct IceoryxReceiver<const WORDS: usize> {
+    subscriber: Subscriber<ipc::Service, [u64; WORDS], ()>,
+    listener: Option<Listener<ipc::Service>>,
+    _node: Node<ipc::Service>,
+}
+
+impl<const WORDS: usize, const EVENTS: bool> Iceoryx<WORDS, EVENTS> {
+    /// A node whose files are in the cell's directory, so that nothing of another run is met.
+    fn node(&self) -> Node<ipc::Service> {
+        set_log_level(LogLevel::Error);
+        let mut config = Config::default();
+        let dir = self.dir.as_os_str().as_encoded_bytes();
+        let root = iceoryx2::prelude::Path::new(dir).expect("a short path");
+        config.global.set_root_path(&root);
+        NodeBuilder::new().config(&config).create().expect("a node")
+    }
+
+    fn service_name(&self) -> ServiceName {
+        // The memory is named after the service alone: two runs at the same time must not meet.
+        let name = format!("{}/{}", self.dir.display(), self.name);
+        ServiceName::new(&name).expect("a short name")
+    }
+
+    fn records(
+        &self,
+        node: &Node<ipc::Service>,
+    ) -> iceoryx2::service::port_factory::publish_subscribe::PortFactory<ipc::Service, [u64; WORDS], ()> {
+        node.service_builder(&self.service_name())
+            .publish_subscribe::<[u64; WORDS]>()
+            .enable_safe_overflow(false)
+            .subscriber_max_buffer_size(RING_BYTES / (WORDS * 8))
+            .history_size(0)
+            .max_publishers(1)
+            .max_subscribers(1)
+            .open_or_create()
+            .expect("a service")
+    }
+
+    fn events(
+        &self,
+        node: &Node<ipc::Service>,
+    ) -> iceoryx2::service::port_factory::event::PortFactory<ipc::Service> {
+        node.service_builder(&self.service_name()).event().open_or_create().expect("a service")
+    }
+}
+
+impl<const WORDS: usize, const EVENTS: bool> Direction for Iceoryx<WORDS, EVENTS> {
+    type Sender = IceoryxSender<WORDS>;
+    type Receiver = IceoryxReceiver<WORDS>;
+
+    fn new(value_bytes: usize, dir: &Path, name: &'static str) -> Self {
+        assert_eq!(value_bytes, WORDS * 8);
+        Iceoryx { dir: dir.to_owned(), name }
+    }
+
+    fn sender(&mut self) -> IceoryxSender<WORDS> {
+        let node = self.node();
+        let strategy = BackpressureStrategy::RetryUntilDelivered;
+        let publisher = self.records(&node).publisher_builder().backpressure_strategy(strategy).create();
+        let notifier = EVENTS.then(|| self.events(&node).notifier_builder().create().expect("a notifier"));
+        IceoryxSender { publisher: publisher.expect("a publisher"), notifier, _node: node }
+    }
+
+    fn receiver(&mut self) -> IceoryxReceiver<WORDS> {
+        let node = self.node();
+        let subscriber = self.records(&node).subscriber_builder().create().expect("a subscriber");
+        let listener = EVENTS.then(|| self.events(&node).listener_builder().create().expect("a listener"));
+        IceoryxReceiver { subscriber, listener, _node: node }
+    }
+}
+
+impl<const WORDS: usize> Sender for IceoryxSender<WORDS> {
+    fn send(&mut self, n: u64) {
+        let mut sample = self.publisher.loan_uninit().expect("a free sample");
+        let words = sample.payload_mut().as_mut_ptr().cast::<u64>();
+        for at in 0..WORDS {
+            // SAFETY: within the sample.
+            let word = unsafe { words.add(at) };
+            // SAFETY: the sample is ours until it is sent.
+            unsafe { word.write(n ^ ((at as u64) << 56)) };
+        }
+        // SAFETY: all of its words were written.
+        let delivered = unsafe { sample.assume_init() }.send().expect("a good connection");
+        assert_eq!(delivered, 1, "there is one subscriber");
+        if let Some(notifier) = &self.notifier {
+            notifier.notify().expect("a good connection");
+        }
+    }
+}
+
+impl<const WORDS: usize> Receiver for IceoryxReceiver<WORDS> {
+    fn receive(&mut self, mut take: impl FnMut(u64)) {
+        loop {
+            let mut received = false;
+            while let Some(sample) = self.subscriber.receive().expect("a good connection") {
+                take(verify_words(sample.payload()));
+                received = true;
+            }
+            if received {
+                return;
+            }
+            match &self.listener {
+                Some(listener) => {
+                    listener.blocking_wait(|_| {}).expect("a good connection");
+                }
+                None => spin_loop(),
+            }
+        }
+    }
+}
