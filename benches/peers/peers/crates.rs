@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::hint::spin_loop;
+use std::mem::MaybeUninit;
 use std::path::Path;
-use std::ptr;
 
 use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
 
@@ -63,7 +63,10 @@ pub(crate) struct Rtrb<const WORDS: usize, const BATCH: u64> {
     consumer: Option<rtrb::Consumer<[u64; WORDS]>>,
 }
 
-pub(crate) struct RtrbSender<const WORDS: usize, const BATCH: u64>(rtrb::Producer<[u64; WORDS]>);
+pub(crate) struct RtrbSender<const WORDS: usize, const BATCH: u64> {
+    producer: rtrb::Producer<[u64; WORDS]>,
+    record: MaybeUninit<[u64; WORDS]>,
+}
 
 pub(crate) struct RtrbReceiver<const WORDS: usize, const BATCH: u64>(rtrb::Consumer<[u64; WORDS]>);
 
@@ -78,7 +81,8 @@ impl<const WORDS: usize, const BATCH: u64> Direction for Rtrb<WORDS, BATCH> {
     }
 
     fn sender(&mut self) -> RtrbSender<WORDS, BATCH> {
-        RtrbSender(self.producer.take().expect("the sender is taken once"))
+        let producer = self.producer.take().expect("the sender is taken once");
+        RtrbSender { producer, record: MaybeUninit::uninit() }
     }
 
     fn receiver(&mut self) -> RtrbReceiver<WORDS, BATCH> {
@@ -90,18 +94,21 @@ impl<const WORDS: usize, const BATCH: u64> Sender for RtrbSender<WORDS, BATCH> {
     const BATCH: u64 = BATCH;
 
     fn send(&mut self, n: u64) {
-        let mut record = fill_words(n);
-        while let Err(rtrb::PushError::Full(back)) = self.0.push(record) {
-            record = back;
+        let record = fill_words(&mut self.record, n);
+        while self.producer.push(*record).is_err() {
             spin_loop();
         }
     }
 
     fn send_many(&mut self, first: u64) {
         loop {
-            if let Ok(chunk) = self.0.write_chunk_uninit(BATCH as usize) {
-                chunk.fill_from_iter((first..first + BATCH).map(fill_words));
-                return;
+            if let Ok(mut chunk) = self.producer.write_chunk_uninit(BATCH as usize) {
+                let (one, other) = chunk.as_mut_slices();
+                for (value, n) in one.iter_mut().chain(other).zip(first..) {
+                    fill_words(value, n);
+                }
+                // SAFETY: every record of the chunk was written.
+                return unsafe { chunk.commit_all() };
             }
             spin_loop();
         }
@@ -178,7 +185,7 @@ impl<const WORDS: usize, const BATCH: u64, const SLEEPS: bool> ShmemSender<WORDS
                 // SAFETY: the ring says that there is room for more records than that.
                 let at = unsafe { at.add(n as usize) };
                 // SAFETY: the receiver does not look at it before it was sent.
-                unsafe { ptr::write(at, fill_words(first + n)) };
+                fill_words::<WORDS>(unsafe { &mut *at.cast() }, first + n);
             }
             sent as usize
         };

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::hint::spin_loop;
+use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::atomic::Ordering::AcqRel;
 use std::thread;
@@ -265,9 +266,21 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// A record as words, the same as that of [`record::fill`]: for means that move values of a type.
-pub(crate) fn fill_words<const WORDS: usize>(n: u64) -> [u64; WORDS] {
-    std::array::from_fn(|at| n ^ ((at as u64) << 56))
+/// Writes a record as words where it is to be, the same as that of [`record::fill`]: for means that move values of a type.
+#[inline]
+pub(crate) fn fill_words<const WORDS: usize>(
+    value: &mut MaybeUninit<[u64; WORDS]>,
+    n: u64,
+) -> &mut [u64; WORDS] {
+    let words = value.as_mut_ptr().cast::<u64>();
+    for at in 0..WORDS {
+        // SAFETY: within the value.
+        let word = unsafe { words.add(at) };
+        // SAFETY: the reference makes it ours.
+        unsafe { word.write(n ^ ((at as u64) << 56)) };
+    }
+    // SAFETY: all of its words were written.
+    unsafe { value.assume_init_mut() }
 }
 
 /// As [`record::verify`].

@@ -16,7 +16,7 @@ use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
 
 use crate::RING_BYTES;
-use crate::direction::{Direction, Receiver, Sender, verify_words};
+use crate::direction::{Direction, Receiver, Sender, fill_words, verify_words};
 
 pub(crate) struct Iceoryx<const WORDS: usize, const EVENTS: bool> {
     dir: PathBuf,
@@ -103,13 +103,7 @@ impl<const WORDS: usize, const EVENTS: bool> Direction for Iceoryx<WORDS, EVENTS
 impl<const WORDS: usize> Sender for IceoryxSender<WORDS> {
     fn send(&mut self, n: u64) {
         let mut sample = self.publisher.loan_uninit().expect("a free sample");
-        let words = sample.payload_mut().as_mut_ptr().cast::<u64>();
-        for at in 0..WORDS {
-            // SAFETY: within the sample.
-            let word = unsafe { words.add(at) };
-            // SAFETY: the sample is ours until it is sent.
-            unsafe { word.write(n ^ ((at as u64) << 56)) };
-        }
+        fill_words(sample.payload_mut(), n);
         // SAFETY: all of its words were written.
         let delivered = unsafe { sample.assume_init() }.send().expect("a good connection");
         assert_eq!(delivered, 1, "there is one subscriber");

@@ -117,10 +117,10 @@ fn choose(only: &[String]) -> (Vec<Peer>, Vec<String>) {
     let mut chosen: Vec<Peer> = peers::all().into_iter().filter(wanted).collect();
     let before = chosen.len();
     chosen.retain(|peer| peer.id != peers::REDIS || redis::version().is_some());
-    let missing = (chosen.len() < before).then(
-        || "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).",
-    );
-    (chosen, missing.map(Into::into).into_iter().collect())
+    let text =
+        "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).";
+    let missing = (chosen.len() < before).then(|| text.to_owned());
+    (chosen, missing.into_iter().collect())
 }
 
 /// A cell that was not measured yet.
