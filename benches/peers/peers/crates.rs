@@ -8,8 +8,7 @@ use std::path::Path;
 
 use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender};
 
-use crate::RING_BYTES;
-use crate::direction::{Buffer, Direction, Receiver, Sender, fill_words, verify_words};
+use crate::direction::{Buffer, Direction, Receiver, Sender, Shape, fill_words, verify_words};
 use crate::harness::record;
 
 /// ipc-channel, with bytes, which it does not serialize: its fastest form. It is a `SOCK_SEQPACKET` socket
@@ -28,9 +27,9 @@ impl Direction for IpcChannel {
     type Sender = IpcChannelSender;
     type Receiver = IpcBytesReceiver;
 
-    fn new(value_bytes: usize, _: &Path, _: &'static str) -> IpcChannel {
+    fn new(shape: Shape, _: &Path, _: &'static str) -> IpcChannel {
         let (sender, receiver) = ipc::bytes_channel().expect("a channel");
-        IpcChannel { ends: (Some(sender), Some(receiver)), value_bytes }
+        IpcChannel { ends: (Some(sender), Some(receiver)), value_bytes: shape.value_bytes }
     }
 
     fn sender(&mut self) -> IpcChannelSender {
@@ -74,9 +73,9 @@ impl<const WORDS: usize, const BATCH: u64> Direction for Rtrb<WORDS, BATCH> {
     type Sender = RtrbSender<WORDS, BATCH>;
     type Receiver = RtrbReceiver<WORDS, BATCH>;
 
-    fn new(value_bytes: usize, _: &Path, _: &'static str) -> Self {
-        assert_eq!(value_bytes, WORDS * 8);
-        let (producer, consumer) = rtrb::RingBuffer::new(RING_BYTES / value_bytes);
+    fn new(shape: Shape, _: &Path, _: &'static str) -> Self {
+        assert_eq!(shape.value_bytes, WORDS * 8);
+        let (producer, consumer) = rtrb::RingBuffer::new(shape.capacity);
         Rtrb { producer: Some(producer), consumer: Some(consumer) }
     }
 
@@ -141,6 +140,7 @@ impl<const WORDS: usize, const BATCH: u64> Receiver for RtrbReceiver<WORDS, BATC
 /// shmem-ipc. `BATCH` records are sent at a time; `SLEEPS` tells whether its ends wait in the kernel, and wake each other.
 pub(crate) struct ShmemIpc<const WORDS: usize, const BATCH: u64, const SLEEPS: bool> {
     sender: Option<shmem_ipc::sharedring::Sender<[u64; WORDS]>>,
+    capacity: usize,
 }
 
 pub(crate) struct ShmemSender<const WORDS: usize, const BATCH: u64, const SLEEPS: bool>(
@@ -155,10 +155,10 @@ impl<const WORDS: usize, const BATCH: u64, const SLEEPS: bool> Direction for Shm
     type Sender = ShmemSender<WORDS, BATCH, SLEEPS>;
     type Receiver = ShmemReceiver<WORDS, SLEEPS>;
 
-    fn new(value_bytes: usize, _: &Path, _: &'static str) -> Self {
-        assert_eq!(value_bytes, WORDS * 8);
-        let sender = shmem_ipc::sharedring::Sender::new(RING_BYTES / value_bytes).expect("a ring");
-        ShmemIpc { sender: Some(sender) }
+    fn new(shape: Shape, _: &Path, _: &'static str) -> Self {
+        assert_eq!(shape.value_bytes, WORDS * 8);
+        let sender = shmem_ipc::sharedring::Sender::new(shape.capacity).expect("a ring");
+        ShmemIpc { sender: Some(sender), capacity: shape.capacity }
     }
 
     fn sender(&mut self) -> ShmemSender<WORDS, BATCH, SLEEPS> {
@@ -170,8 +170,9 @@ impl<const WORDS: usize, const BATCH: u64, const SLEEPS: bool> Direction for Shm
         let memory = sender.memfd().as_file().try_clone().expect("a descriptor");
         let [empty, full] = [sender.empty_signal(), sender.full_signal()]
             .map(|signal| signal.try_clone().expect("a descriptor"));
-        let capacity = RING_BYTES / (WORDS * 8);
-        ShmemReceiver(shmem_ipc::sharedring::Receiver::open(capacity, memory, empty, full).expect("the ring"))
+        ShmemReceiver(
+            shmem_ipc::sharedring::Receiver::open(self.capacity, memory, empty, full).expect("the ring"),
+        )
     }
 }
 

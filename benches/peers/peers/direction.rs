@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::RING_BYTES;
 use crate::harness::peer::{Words, fork_on};
 use crate::harness::report::{Distribution, Recorder};
 use crate::harness::{BOUND, cpu, record};
@@ -28,13 +29,21 @@ pub(crate) trait Direction: Sized {
 
     /// To be called before the fork. The directory is empty, and is removed after both processes have ended; `name` is
     /// different for each direction in it.
-    fn new(value_bytes: usize, dir: &Path, name: &'static str) -> Self;
+    fn new(shape: Shape, dir: &Path, name: &'static str) -> Self;
 
     /// In the process that sends, once. What belongs to the other end is closed there.
     fn sender(&mut self) -> Self::Sender;
 
     /// In the process that receives, once.
     fn receiver(&mut self) -> Self::Receiver;
+}
+
+/// How records are sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) value_bytes: usize,
+    /// Records that there is room for, with a means that has such a number.
+    pub(crate) capacity: usize,
 }
 
 /// The end that sends.
@@ -77,6 +86,10 @@ pub(crate) const MARK: u64 = (1 << 56) - 1;
 const ENDS: usize = 0;
 const MARKS: usize = 1;
 
+/// Records that there is room for in a round trip: few, since there is one at a time, and a place that was used before is
+/// still in the caches.
+const ROUND_TRIP_CAPACITY: usize = 16;
+
 /// How often the time is looked at in a stream.
 const BETWEEN_CLOCKS: u64 = 256;
 
@@ -85,8 +98,9 @@ pub(crate) fn round_trip<D: Direction>(cpus: [usize; 2], value_bytes: usize, rou
     bound();
     let dir = tempfile::tempdir().expect("a directory");
     let words = Words::new(2);
-    let mut there = D::new(value_bytes, dir.path(), "there");
-    let mut back = D::new(value_bytes, dir.path(), "back");
+    let shape = Shape { value_bytes, capacity: ROUND_TRIP_CAPACITY };
+    let mut there = D::new(shape, dir.path(), "there");
+    let mut back = D::new(shape, dir.path(), "back");
     let peer = fork_on(&[cpus[1]], || {
         bound();
         answer(there.receiver(), back.sender(), &words, round_trips);
@@ -104,8 +118,9 @@ where
 {
     bound();
     let words = Words::new(2);
-    let mut there = D::new(value_bytes, Path::new(""), "there");
-    let mut back = D::new(value_bytes, Path::new(""), "back");
+    let shape = Shape { value_bytes, capacity: ROUND_TRIP_CAPACITY };
+    let mut there = D::new(shape, Path::new(""), "there");
+    let mut back = D::new(shape, Path::new(""), "back");
     let (receiver, sender) = (there.receiver(), back.sender());
     let words = Shared(&words);
     thread::scope(|scope| {
@@ -124,7 +139,8 @@ pub(crate) fn stream<D: Direction>(cpus: [usize; 2], value_bytes: usize, duratio
     bound();
     let dir = tempfile::tempdir().expect("a directory");
     let words = Words::new(2);
-    let mut direction = D::new(value_bytes, dir.path(), "there");
+    let shape = Shape { value_bytes, capacity: RING_BYTES / value_bytes };
+    let mut direction = D::new(shape, dir.path(), "there");
     let peer = fork_on(&[cpus[1]], || {
         bound();
         consume(direction.receiver(), &words);
@@ -142,7 +158,8 @@ where
 {
     bound();
     let words = Words::new(2);
-    let mut direction = D::new(value_bytes, Path::new(""), "there");
+    let shape = Shape { value_bytes, capacity: RING_BYTES / value_bytes };
+    let mut direction = D::new(shape, Path::new(""), "there");
     let receiver = direction.receiver();
     let words = Shared(&words);
     thread::scope(|scope| {

@@ -15,12 +15,12 @@ use iceoryx2::port::publisher::Publisher;
 use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
 
-use crate::RING_BYTES;
-use crate::direction::{Direction, Receiver, Sender, fill_words, verify_words};
+use crate::direction::{Direction, Receiver, Sender, Shape, fill_words, verify_words};
 
 pub(crate) struct Iceoryx<const WORDS: usize, const EVENTS: bool> {
     dir: PathBuf,
     name: &'static str,
+    capacity: usize,
 }
 
 pub(crate) struct IceoryxSender<const WORDS: usize> {
@@ -59,7 +59,7 @@ impl<const WORDS: usize, const EVENTS: bool> Iceoryx<WORDS, EVENTS> {
         node.service_builder(&self.service_name())
             .publish_subscribe::<[u64; WORDS]>()
             .enable_safe_overflow(false)
-            .subscriber_max_buffer_size(RING_BYTES / (WORDS * 8))
+            .subscriber_max_buffer_size(self.capacity)
             .history_size(0)
             .max_publishers(1)
             .max_subscribers(1)
@@ -79,9 +79,9 @@ impl<const WORDS: usize, const EVENTS: bool> Direction for Iceoryx<WORDS, EVENTS
     type Sender = IceoryxSender<WORDS>;
     type Receiver = IceoryxReceiver<WORDS>;
 
-    fn new(value_bytes: usize, dir: &Path, name: &'static str) -> Self {
-        assert_eq!(value_bytes, WORDS * 8);
-        Iceoryx { dir: dir.to_owned(), name }
+    fn new(shape: Shape, dir: &Path, name: &'static str) -> Self {
+        assert_eq!(shape.value_bytes, WORDS * 8);
+        Iceoryx { dir: dir.to_owned(), name, capacity: shape.capacity }
     }
 
     fn sender(&mut self) -> IceoryxSender<WORDS> {

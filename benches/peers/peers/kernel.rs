@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::{mem, ptr};
 
-use crate::direction::{Buffer, Direction, Receiver, Sender};
+use crate::direction::{Buffer, Direction, Receiver, Sender, Shape};
 use crate::harness::record;
 
 /// A pipe. `BUFFER` bytes are gathered before a write; with 0 every record is written by itself.
@@ -39,9 +39,9 @@ impl<const BUFFER: usize> Direction for Pipe<BUFFER> {
     type Sender = PipeSender<BUFFER>;
     type Receiver = PipeReceiver;
 
-    fn new(value_bytes: usize, _: &Path, _: &'static str) -> Self {
+    fn new(shape: Shape, _: &Path, _: &'static str) -> Self {
         let (reader, writer) = io::pipe().expect("two descriptors");
-        Pipe { ends: (Some(reader), Some(writer)), value_bytes }
+        Pipe { ends: (Some(reader), Some(writer)), value_bytes: shape.value_bytes }
     }
 
     fn sender(&mut self) -> PipeSender<BUFFER> {
@@ -103,7 +103,7 @@ impl Direction for SeqPacket {
     type Sender = SeqPacketEnd;
     type Receiver = SeqPacketEnd;
 
-    fn new(value_bytes: usize, _: &Path, _: &'static str) -> SeqPacket {
+    fn new(shape: Shape, _: &Path, _: &'static str) -> SeqPacket {
         let mut fds = [0; 2];
         let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
         // SAFETY: the target is two ints.
@@ -111,7 +111,7 @@ impl Direction for SeqPacket {
         assert!(outcome == 0, "socketpair: {}", io::Error::last_os_error());
         // SAFETY: both were opened just now, and belong to nobody else.
         let [sender, receiver] = fds.map(|fd| Some(File::from(unsafe { OwnedFd::from_raw_fd(fd) })));
-        SeqPacket { ends: (sender, receiver), value_bytes }
+        SeqPacket { ends: (sender, receiver), value_bytes: shape.value_bytes }
     }
 
     fn sender(&mut self) -> SeqPacketEnd {
@@ -162,13 +162,13 @@ impl Direction for MessageQueue {
     type Sender = MessageQueueEnd;
     type Receiver = MessageQueueEnd;
 
-    fn new(value_bytes: usize, _: &Path, name: &'static str) -> MessageQueue {
+    fn new(shape: Shape, _: &Path, name: &'static str) -> MessageQueue {
         let name = format!("/shmirror-peers-{}-{name}", std::process::id());
         let name = CString::new(name).expect("no zero byte in it");
         // SAFETY: an mq_attr holds numbers only.
         let mut attributes: libc::mq_attr = unsafe { mem::zeroed() };
         attributes.mq_maxmsg = QUEUE_MESSAGES;
-        attributes.mq_msgsize = value_bytes as i64;
+        attributes.mq_msgsize = shape.value_bytes as i64;
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
         // SAFETY: a string that ends with a zero byte, a mode, and attributes that are read only.
         let fd = unsafe { libc::mq_open(name.as_ptr(), flags, 0o600 as libc::mode_t, &raw mut attributes) };
@@ -177,7 +177,7 @@ impl Direction for MessageQueue {
         let outcome = unsafe { libc::mq_unlink(name.as_ptr()) };
         assert!(outcome == 0, "mq_unlink: {}", io::Error::last_os_error());
         // SAFETY: opened just now; on Linux a queue's descriptor is a file descriptor.
-        MessageQueue { fd: Some(unsafe { OwnedFd::from_raw_fd(fd) }), value_bytes }
+        MessageQueue { fd: Some(unsafe { OwnedFd::from_raw_fd(fd) }), value_bytes: shape.value_bytes }
     }
 
     fn sender(&mut self) -> MessageQueueEnd {

@@ -32,7 +32,7 @@ use harness::{cpu, floor};
 use peers::{Outcome, Peer};
 
 /// Bytes of a ring, of each means that has one whose size can be chosen.
-pub(crate) const RING_BYTES: usize = 256 << 10;
+pub(crate) const RING_BYTES: usize = 1 << 20;
 
 /// Measures shmirror beside other means of inter-process communication.
 #[derive(Debug, Parser)]

@@ -333,7 +333,9 @@ impl Peer {
     pub(crate) fn cells(&self) -> Vec<Cell> {
         let cell = |Measure { kind, .. }: &Measure| {
             let what = format!("{}; {}", self.name, kind.what());
-            cell(self.cell_id(*kind), what, kind.unit(), kind.against(), self.notes())
+            // A floor is what others are compared with.
+            let against = self.guarantees.and(kind.against());
+            cell(self.cell_id(*kind), what, kind.unit(), against, self.notes())
         };
         self.measures.iter().map(cell).collect()
     }

@@ -21,7 +21,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::direction::{Buffer, Direction, MARK, Receiver, Sender};
+use crate::direction::{Buffer, Direction, MARK, Receiver, Sender, Shape};
 use crate::harness::{BOUND, record};
 
 /// Commands that are sent before an answer is read.
@@ -83,10 +83,10 @@ impl Direction for Redis {
     type Receiver = RedisReceiver;
 
     /// The first direction starts the server; a second one in the same directory uses it.
-    fn new(value_bytes: usize, dir: &Path, name: &'static str) -> Redis {
+    fn new(shape: Shape, dir: &Path, name: &'static str) -> Redis {
         let socket = dir.join("redis.socket");
         let server = (!socket.exists()).then(|| Server::start(dir, &socket));
-        Redis { socket, table: format!("{TABLE}{name}:"), value_bytes, _server: server }
+        Redis { socket, table: format!("{TABLE}{name}:"), value_bytes: shape.value_bytes, _server: server }
     }
 
     fn sender(&mut self) -> RedisSender {
