@@ -304,8 +304,8 @@ impl Kind {
 
     fn what(self) -> &'static str {
         match self {
-            Kind::Spinning => "round trip, two cpus",
-            Kind::Sleeping => "round trip, one cpu",
+            Kind::Spinning => "round trip, spinning, two cpus",
+            Kind::Sleeping => "round trip, sleeping, one cpu",
             Kind::Stream64 => "stream, 64 B",
             Kind::Stream1024 => "stream, 1 KiB",
         }
