@@ -96,6 +96,8 @@ const BETWEEN_CLOCKS: u64 = 256;
 /// One record there and one back, between two processes on these cpus, which may be the same.
 pub(crate) fn round_trip<D: Direction>(cpus: [usize; 2], value_bytes: usize, round_trips: u64) -> Latency {
     bound();
+    // A server that a direction starts is to stay on these cpus as well.
+    cpu::pin_all(&cpus);
     let dir = tempfile::tempdir().expect("a directory");
     let words = Words::new(2);
     let shape = Shape { value_bytes, capacity: ROUND_TRIP_CAPACITY };
@@ -137,6 +139,8 @@ where
 /// second.
 pub(crate) fn stream<D: Direction>(cpus: [usize; 2], value_bytes: usize, duration: Duration) -> f64 {
     bound();
+    // A server that a direction starts is to stay on these cpus as well.
+    cpu::pin_all(&cpus);
     let dir = tempfile::tempdir().expect("a directory");
     let words = Words::new(2);
     let shape = Shape { value_bytes, capacity: RING_BYTES / value_bytes };

@@ -137,10 +137,11 @@ pub(crate) const MESSAGE_QUEUE: Guarantees = Guarantees {
            but not applied is lost, and nobody is told of the death.",
 };
 
-/// At most once: "If a client is unable to handle a message ... the message is forever lost"
-/// (<https://redis.io/docs/latest/develop/pubsub/>); the limit for slow subscribers: `client-output-buffer-limit pubsub
-/// 32mb 8mb 60` of redis.conf; the full state on attach: the constructor of `SubscriberStateTable`, which subscribes and then
-/// reads all keys.
+/// Notifications: "Redis Pub/Sub is fire and forget; that is, if your Pub/Sub client disconnects, and reconnects later, all the
+/// events delivered during the time the client was disconnected are lost" (<https://redis.io/topics/notifications/>). The limit
+/// for slow subscribers: `client-output-buffer-limit pubsub 32mb 8mb 60` of redis.conf. The full state on attach: the
+/// constructor of `SubscriberStateTable`, which subscribes, and then reads all keys. The newest value: a read of the key when
+/// its notification is looked at (`pops` there).
 pub(crate) const REDIS: Guarantees = Guarantees {
     acked: "no",
     slow_reader: "kept, to a limit",

@@ -3,6 +3,8 @@
 //! By default the oldest record is dropped instead (`enable_safe_overflow`), which could not be verified here.
 //! Records are written in place. With `EVENTS` the publisher notifies after every record, and the subscriber, when there is
 //! none, sleeps until it is notified, as iceoryx2's example of event-based communication does.
+//!
+//! Its files are in a directory of the cell; but for one of 16 bytes in /dev/shm, which iceoryx2 keeps for all nodes of a host.
 
 #![allow(unsafe_code)]
 

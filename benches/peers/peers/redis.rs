@@ -236,7 +236,7 @@ impl Connection {
 impl Server {
     fn start(dir: &Path, socket: &Path) -> Server {
         let mut command = Command::new("redis-server");
-        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--notify-keyspace-events", "KEA"]);
+        command.args(["--port", "0", "--save", "", "--appendonly", "no", "--notify-keyspace-events", "KA"]);
         command.args(["--client-output-buffer-limit", "pubsub 0 0 0", "--loglevel", "warning"]);
         command.arg("--dir").arg(dir).arg("--unixsocket").arg(socket);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());

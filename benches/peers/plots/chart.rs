@@ -186,3 +186,26 @@ pub(crate) fn extent(values: impl IntoIterator<Item = f64>) -> Option<(f64, f64)
     }
     (least > 0.0 && least.is_finite() && most.is_finite()).then_some((least, most))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_at_most() {
+        let labels = [0.5, 8.0, 85.25, 149.6, 1000.0, 25_300_000.0, 1e9].map(short);
+        assert_eq!(labels, ["0.5", "8", "85.2", "150", "1 k", "25.3 M", "1 G"]);
+        assert_eq!(label(Unit::PerSecond, 975_400.0), "975 k/s");
+        assert_eq!(label(Unit::Milliseconds, 250.0), "250 ms");
+        assert_eq!(label(Unit::Bytes, 16384.0), "16 KiB");
+        assert_eq!(duration(4_470.0), "4.47 µs");
+    }
+
+    #[test]
+    fn decades_enclose_their_values() {
+        assert_eq!(decades([65.0, 2300.0]), Some((10.0, 10_000.0)));
+        assert_eq!(decades([100.0]), Some((100.0, 1000.0)));
+        assert_eq!(decades([0.0, 5.0]), None);
+        assert_eq!(decades([]), None);
+    }
+}

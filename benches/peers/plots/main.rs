@@ -18,12 +18,12 @@ mod series;
 mod harness;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use chart::{Drawn, Picture};
 use harness::report::{Cell, Report};
 
 /// Draws the results of benches as SVG.
@@ -55,22 +55,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+fn run(options: &Options) -> Drawn<()> {
     let mut results = Results::default();
     for path in &options.reports {
         results.take(read(path)?);
     }
     std::fs::create_dir_all(&options.out).map_err(|error| format!("{}: {error}", options.out.display()))?;
-    let machine = results.machines.join("; ");
-    let mut pictures = latency::draw(&results.cells, &machine)?;
-    pictures.extend(series::draw(&results.cells, &machine)?);
-    pictures.extend(bars::draw(&results.cells, &machine)?);
-    for (name, svg) in pictures {
+    for (name, svg) in pictures(&results)? {
         let path = options.out.join(format!("{name}.svg"));
         std::fs::write(&path, svg).map_err(|error| format!("{}: {error}", path.display()))?;
         println!("{}", path.display());
     }
     Ok(())
+}
+
+fn pictures(results: &Results) -> Drawn<Vec<Picture>> {
+    let machine = results.machines.join("; ");
+    let mut pictures = latency::draw(&results.cells, &machine)?;
+    pictures.extend(series::draw(&results.cells, &machine)?);
+    pictures.extend(bars::draw(&results.cells, &machine)?);
+    Ok(pictures)
 }
 
 fn read(path: &Path) -> Result<Report, String> {
@@ -118,4 +122,74 @@ fn before_last(id: &str) -> &str {
 /// The name up to the first `/`; the whole one if it has none.
 fn before_first(id: &str) -> &str {
     id.split_once('/').map_or(id, |(before, _)| before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use harness::report::{Distribution, Run, Unit};
+
+    fn cell(id: &str, unit: Unit, value: f64, x: Option<f64>, distribution: Option<Distribution>) -> Cell {
+        Cell {
+            id: id.into(),
+            what: format!("{id}; what"),
+            unit,
+            runs: vec![Run { value, other: None, floor_ns: 80.0, distribution }],
+            against: None,
+            target: None,
+            distribution: None,
+            x: x.map(|x| ("items".to_owned(), x)),
+            notes: Vec::new(),
+        }
+    }
+
+    fn results() -> Results {
+        let curve = vec![(0.0, 90), (50.0, 100), (99.0, 300), (99.9, 4000), (100.0, 9000)];
+        let distribution = Distribution {
+            count: 1000,
+            p50: 100,
+            p90: 200,
+            p99: 300,
+            p99_9: 4000,
+            p99_99: 9000,
+            max: 9000,
+            curve,
+        };
+        let mut results = Results::default();
+        let cells = vec![
+            cell("resync/attach/1000", Unit::Milliseconds, 0.5, Some(1000.0), None),
+            cell("resync/attach/100000", Unit::Milliseconds, 26.0, Some(100_000.0), None),
+            cell("peers/round-trip-spinning/one", Unit::Nanoseconds, 120.0, None, Some(distribution)),
+            cell("peers/stream-64/one", Unit::PerSecond, 4e6, None, None),
+        ];
+        results.take(Report { machine: "a machine".into(), cells });
+        results
+    }
+
+    #[test]
+    fn each_kind_of_cell_gets_its_picture() {
+        let names: Vec<String> = pictures(&results()).unwrap().into_iter().map(|(name, _)| name).collect();
+        let expected = [
+            "latency-peers-round-trip-spinning",
+            "series-resync",
+            "peers-round-trip-spinning",
+            "peers-stream-64",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_same_results_give_the_same_pictures() {
+        assert_eq!(pictures(&results()).unwrap(), pictures(&results()).unwrap());
+    }
+
+    #[test]
+    fn a_later_file_replaces_a_cell_of_an_earlier_one() {
+        let mut results = results();
+        let cells = vec![cell("peers/stream-64/one", Unit::PerSecond, 9e6, None, None)];
+        results.take(Report { machine: "a machine".into(), cells });
+        assert_eq!(results.cells.len(), 4);
+        assert_eq!(results.cells[3].value(), 9e6);
+        assert_eq!(results.machines, ["a machine"]);
+    }
 }
