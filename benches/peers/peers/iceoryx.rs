@@ -118,13 +118,8 @@ impl<const WORDS: usize> Sender for IceoryxSender<WORDS> {
 impl<const WORDS: usize> Receiver for IceoryxReceiver<WORDS> {
     fn receive(&mut self, mut take: impl FnMut(u64)) {
         loop {
-            let mut received = false;
-            while let Some(sample) = self.subscriber.receive().expect("a good connection") {
-                take(verify_words(sample.payload()));
-                received = true;
-            }
-            if received {
-                return;
+            if let Some(sample) = self.subscriber.receive().expect("a good connection") {
+                return take(verify_words(sample.payload()));
             }
             match &self.listener {
                 Some(listener) => {

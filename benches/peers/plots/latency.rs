@@ -75,7 +75,7 @@ fn curve(distribution: &Distribution) -> Vec<(f64, f64)> {
     let end = distribution.count.max(2) as f64;
     let place = |percent: f64| 1.0 / (1.0 - percent / 100.0);
     let steps = distribution.curve.iter().map(|&(percent, ns)| (place(percent), ns.max(1) as f64));
-    let mut points: Vec<(f64, f64)> = steps.take_while(|&(place, _)| place < end).collect();
+    let mut points: Vec<(f64, f64)> = steps.take_while(|&(place, _)| place < 0.9 * end).collect();
     points.push((end, distribution.max.max(1) as f64));
     // Steps at the same value say nothing new, but for the first and the last of them.
     let is_between = |at: usize| {
