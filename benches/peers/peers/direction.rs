@@ -198,6 +198,7 @@ fn ask(mut out: impl Sender, mut into: impl Receiver, words: &Words, round_trips
         recorder.record(now - before);
         before = now;
     }
+    part(words);
     Latency { mean, distribution: recorder.distribution() }
 }
 
@@ -208,6 +209,7 @@ fn answer(mut into: impl Receiver, mut out: impl Sender, words: &Words, round_tr
         out.send(n);
         out.flush();
     }
+    part(words);
 }
 
 fn expect(into: &mut impl Receiver, expected: u64) {
@@ -243,7 +245,9 @@ fn produce<S: Sender>(mut out: S, words: &Words, duration: Duration) -> f64 {
         (next - first) as f64 / start.elapsed().as_secs_f64()
     };
     run_for(duration / 5, 1);
-    run_for(duration, 2)
+    let rate = run_for(duration, 2);
+    part(words);
+    rate
 }
 
 fn consume<R: Receiver>(mut into: R, words: &Words) {
@@ -260,12 +264,19 @@ fn consume<R: Receiver>(mut into: R, words: &Words) {
             next += 1;
         });
     }
+    part(words);
 }
 
 /// Both ends are there.
 fn meet(words: &Words) {
     words.word(ENDS).fetch_add(1, AcqRel);
     words.wait_for(ENDS, 2);
+}
+
+/// Both are done. An end that went before would be missed by the other, which may still be at its last record.
+fn part(words: &Words) {
+    words.word(ENDS).fetch_add(1, AcqRel);
+    words.wait_for(ENDS, 4);
 }
 
 /// Ends this process when no cell can still be at work. It is not inherited by a fork.

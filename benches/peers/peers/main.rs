@@ -2,7 +2,7 @@
 //!
 //! Each cell is a pair of processes of its own, pinned: streams and spinning round trips to two different cpus, round trips
 //! that sleep to the same one, since across cpus the wake-up of a halted cpu hides everything else. Records are 64 bytes (and
-//! 1 KiB), and every one is verified. Beside each cell the floor is measured, the round trip of a cache line; where that was far
+//! 1 KiB), and every one is verified. Before and after each cell the floor is measured, the round trip of a cache line; where that was far
 //! from what near cpus give, the host has moved the cpus apart, and the cell is flagged. The table shows with each means' numbers
 //! what it promises, since the numbers alone compare unlike things.
 //!
@@ -29,7 +29,7 @@ use harness::Effort;
 use harness::peer::isolated;
 use harness::report::{Cell, Report, Run, Unit};
 use harness::{cpu, floor};
-use peers::{Outcome, Peer};
+use peers::{Measure, Outcome, Peer};
 
 /// Bytes of a ring, of each means that has one whose size can be chosen.
 pub(crate) const RING_BYTES: usize = 1 << 20;
@@ -75,22 +75,12 @@ fn main() {
     }
 
     let mut cells: Vec<Vec<Cell>> = chosen.iter().map(Peer::cells).collect();
-    for run in 1..=effort.runs {
+    for number in 1..=effort.runs {
         for (peer, cells) in chosen.iter().zip(&mut cells) {
-            eprintln!("run {run} of {}: {}", effort.runs, peer.name);
+            eprintln!("run {number} of {}: {}", effort.runs, peer.name);
             for (measure, cell) in peer.measures.iter().zip(cells) {
-                let floor_ns =
-                    isolated(&cpus, || floor::cache_line([first, second], FLOOR_ROUND_TRIPS, None));
-                let outcome = isolated(&cpus, || (measure.run)([first, second], effort));
-                let other = match cell.against.as_deref() {
-                    Some(peers::EVENTFD) => {
-                        Some(isolated(&cpus, || floor::eventfd(first, FLOOR_ROUND_TRIPS)))
-                    }
-                    Some(peers::CACHE_LINE) => Some(floor_ns),
-                    _ => None,
-                };
-                let Outcome { value, distribution } = outcome;
-                cell.runs.push(Run { value, other, floor_ns, distribution });
+                let run = measured(measure, cell, [first, second], effort);
+                cell.runs.push(run);
             }
         }
     }
@@ -106,6 +96,21 @@ fn main() {
     if let Some(path) = &options.json {
         report.write(path);
     }
+}
+
+/// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at any
+/// time: the larger one tells whether it did, the mean is what the cell is compared with.
+fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Run {
+    let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS, None));
+    let before = floor();
+    let Outcome { value, distribution } = isolated(&cpus, || (measure.run)(cpus, effort));
+    let after = floor();
+    let other = match cell.against.as_deref() {
+        Some(peers::EVENTFD) => Some(isolated(&cpus, || floor::eventfd(cpus[0], FLOOR_ROUND_TRIPS))),
+        Some(peers::CACHE_LINE) => Some(f64::midpoint(before, after)),
+        _ => None,
+    };
+    Run { value, other, floor_ns: before.max(after), distribution }
 }
 
 /// Of the floor beside each cell: some milliseconds.

@@ -27,8 +27,9 @@ pub(crate) fn print(peers: &[Peer], cells: &[Cell]) {
 }
 
 const LEGEND: &str = "\
-Round trips: mean / median; of the mean the loop has no timing calls, those of the median cost about 20 ns. Streams: records a
-second. [!]: the cpus were apart in every run, as the floor beside it shows (over 150 ns); compare such numbers with nothing.";
+Round trips: mean / median; the mean is of a loop without timing calls, the median of one with them, which cost some tens of ns
+each. Streams: records a second. [!]: in every run the cpus were apart, as the floor before or after it shows (over 150 ns);
+compare such numbers with nothing.";
 
 /// Of a line of text.
 const WIDTH: usize = 126;
