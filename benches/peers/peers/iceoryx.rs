@@ -10,14 +10,18 @@
 
 use std::hint::spin_loop;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use iceoryx2::port::listener::Listener;
 use iceoryx2::port::notifier::Notifier;
 use iceoryx2::port::publisher::Publisher;
 use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
+use iceoryx2::service::builder::publish_subscribe::Builder;
 
 use crate::direction::{Direction, Receiver, Sender, Shape, fill_words, verify_words};
+use crate::harness::BOUND;
 
 pub(crate) struct Iceoryx<const WORDS: usize, const EVENTS: bool> {
     dir: PathBuf,
@@ -54,10 +58,7 @@ impl<const WORDS: usize, const EVENTS: bool> Iceoryx<WORDS, EVENTS> {
         ServiceName::new(&name).expect("a short name")
     }
 
-    fn records(
-        &self,
-        node: &Node<ipc::Service>,
-    ) -> iceoryx2::service::port_factory::publish_subscribe::PortFactory<ipc::Service, [u64; WORDS], ()> {
+    fn records(&self, node: &Node<ipc::Service>) -> Builder<[u64; WORDS], (), ipc::Service> {
         node.service_builder(&self.service_name())
             .publish_subscribe::<[u64; WORDS]>()
             .enable_safe_overflow(false)
@@ -65,15 +66,21 @@ impl<const WORDS: usize, const EVENTS: bool> Iceoryx<WORDS, EVENTS> {
             .history_size(0)
             .max_publishers(1)
             .max_subscribers(1)
-            .open_or_create()
-            .expect("a service")
     }
+}
 
-    fn events(
-        &self,
-        node: &Node<ipc::Service>,
-    ) -> iceoryx2::service::port_factory::event::PortFactory<ipc::Service> {
-        node.service_builder(&self.service_name()).event().open_or_create().expect("a service")
+/// Opens what the other process makes: tries again until it is there.
+///
+/// With `open_or_create` in both at the same time it happens, once in some fifty times, that a publisher never finds the
+/// subscriber.
+fn opened<T, E: std::fmt::Debug>(open: impl Fn() -> Result<T, E>) -> T {
+    let since = Instant::now();
+    loop {
+        match open() {
+            Ok(opened) => return opened,
+            Err(error) => assert!(since.elapsed() < BOUND, "a service that cannot be opened: {error:?}"),
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -89,15 +96,23 @@ impl<const WORDS: usize, const EVENTS: bool> Direction for Iceoryx<WORDS, EVENTS
     fn sender(&mut self) -> IceoryxSender<WORDS> {
         let node = self.node();
         let strategy = BackpressureStrategy::RetryUntilDelivered;
-        let publisher = self.records(&node).publisher_builder().backpressure_strategy(strategy).create();
-        let notifier = EVENTS.then(|| self.events(&node).notifier_builder().create().expect("a notifier"));
+        let records = self.records(&node).create().expect("a service");
+        let publisher = records.publisher_builder().backpressure_strategy(strategy).create();
+        let notifier = EVENTS.then(|| {
+            let events = node.service_builder(&self.service_name()).event().create().expect("a service");
+            events.notifier_builder().create().expect("a notifier")
+        });
         IceoryxSender { publisher: publisher.expect("a publisher"), notifier, _node: node }
     }
 
     fn receiver(&mut self) -> IceoryxReceiver<WORDS> {
         let node = self.node();
-        let subscriber = self.records(&node).subscriber_builder().create().expect("a subscriber");
-        let listener = EVENTS.then(|| self.events(&node).listener_builder().create().expect("a listener"));
+        let records = opened(|| self.records(&node).open());
+        let subscriber = records.subscriber_builder().create().expect("a subscriber");
+        let listener = EVENTS.then(|| {
+            let events = opened(|| node.service_builder(&self.service_name()).event().open());
+            events.listener_builder().create().expect("a listener")
+        });
         IceoryxReceiver { subscriber, listener, _node: node }
     }
 }
