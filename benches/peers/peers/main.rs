@@ -86,10 +86,7 @@ fn main() {
     }
 
     let mut report = Report::new();
-    for mut cell in cells.into_iter().flatten() {
-        cell.distribution = cell.median_distribution();
-        report.add(cell);
-    }
+    cells.into_iter().flatten().for_each(|cell| report.add(cell));
     println!("\n{}", report.machine);
     table::print(&chosen, &report.cells);
     missing.iter().for_each(|missing| println!("\n{missing}"));
@@ -130,15 +127,5 @@ fn choose(only: &[String]) -> (Vec<Peer>, Vec<String>) {
 
 /// A cell that was not measured yet.
 fn cell(id: String, what: String, unit: Unit, against: Option<&str>, notes: Vec<String>) -> Cell {
-    Cell {
-        id,
-        what,
-        unit,
-        runs: Vec::new(),
-        against: against.map(Into::into),
-        target: None,
-        distribution: None,
-        x: None,
-        notes,
-    }
+    Cell { id, what, unit, runs: Vec::new(), against: against.map(Into::into), target: None, x: None, notes }
 }

@@ -56,7 +56,7 @@ fn row(peer: &Peer, cells: &[Cell]) -> Vec<String> {
 
 fn text(kind: Kind, cell: &Cell) -> String {
     let value = cell.unit.text(cell.value());
-    let median = cell.distribution.as_ref().map(|at| Unit::Nanoseconds.text(at.p50 as f64));
+    let median = cell.median_distribution().map(|at| Unit::Nanoseconds.text(at.p50 as f64));
     // What runs on one cpu does not mind how far the other one is.
     let flag = if cell.is_far() && kind != Kind::Sleeping { " [!]" } else { "" };
     match median {

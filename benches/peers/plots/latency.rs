@@ -67,7 +67,7 @@ fn draw_group(group: &str, cells: &[&Cell], machine: &str) -> Drawn<Picture> {
 }
 
 fn distribution(cell: &Cell) -> Option<Distribution> {
-    cell.distribution.clone().or_else(|| cell.median_distribution()).filter(|found| !found.curve.is_empty())
+    cell.median_distribution().filter(|found| !found.curve.is_empty())
 }
 
 /// The end at 100 % is infinitely far: it is drawn where the last one of so many stands.

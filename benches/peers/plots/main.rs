@@ -137,7 +137,6 @@ mod tests {
             runs: vec![Run { value, other: None, floor_ns: 80.0, distribution }],
             against: None,
             target: None,
-            distribution: None,
             x: x.map(|x| ("items".to_owned(), x)),
             notes: Vec::new(),
         }
