@@ -108,6 +108,7 @@ pub(crate) const LEGEND_ROW: i32 = 20;
 /// A number with its unit, short, as on an axis.
 pub(crate) fn label(unit: Unit, value: f64) -> String {
     match unit {
+        _ if value == 0.0 => "0".into(),
         Unit::Nanoseconds => duration(value),
         Unit::Milliseconds => duration(value * 1e6),
         Unit::PerSecond => format!("{}/s", short(value)),

@@ -52,7 +52,7 @@ fn draw_group(group: &str, cells: &[&Cell], machine: &str) -> Drawn<Picture> {
             .x_label_formatter(&|&x| percentile(x))
             .y_label_formatter(&|&y| duration(y))
             .x_desc("percentile")
-            .y_desc("time of a round trip")
+            .y_desc("latency")
             .draw()?;
         for (points, index) in curves.iter().zip(0..) {
             chart::line(&mut chart, points.clone(), look(index))?;
