@@ -2,9 +2,9 @@
 //!
 //! Each cell is a pair of processes of its own, pinned: streams and spinning round trips to two different cpus, round trips
 //! that sleep to the same one, since across cpus the wake-up of a halted cpu hides everything else. Records are 64 bytes (and
-//! 1 KiB), and every one is verified. Before and after each cell the floor is measured, the round trip of a cache line; where that was far
-//! from what near cpus give, the host has moved the cpus apart, and the cell is flagged. The table shows with each means' numbers
-//! what it promises, since the numbers alone compare unlike things.
+//! 1 KiB), and every one is verified. Before and after each cell the floor is measured, the round trip of a cache line; where
+//! that was far from what near cpus give, the host has moved the cpus apart (or somebody else uses them), and the cell is
+//! flagged. The table shows with each means' numbers what it promises, since the numbers alone compare unlike things.
 //!
 //! `cargo run --release --bin peers -- --help` says how to choose.
 
@@ -95,8 +95,8 @@ fn main() {
     }
 }
 
-/// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at any
-/// time: the larger one tells whether it did, the mean is what the cell is compared with.
+/// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at
+/// any time: the larger one tells whether it did, the mean is what the cell is compared with.
 fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Run {
     let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS, None));
     let before = floor();
