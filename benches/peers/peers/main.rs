@@ -1,0 +1,131 @@
+//! Measures shmirror beside other means of inter-process communication, in one run on one machine.
+//!
+//! Each cell is a pair of processes of its own, pinned: streams and spinning round trips to two different cpus, round trips
+//! that sleep to the same one, since across cpus the wake-up of a halted cpu hides everything else. Records are 64 bytes (and
+//! 1 KiB), and every one is verified. Before and after each cell the floor is measured, the round trip of a cache line; where
+//! that was far from what near cpus give, the host has moved the cpus apart (or somebody else uses them), and the cell is
+//! flagged. The table shows with each means' numbers what it promises, since the numbers alone compare unlike things.
+//!
+//! `cargo run --release --bin peers -- --help` says how to choose.
+
+mod crates;
+mod direction;
+mod futex;
+mod guarantees;
+mod iceoryx;
+mod kernel;
+mod peers;
+mod redis;
+mod table;
+
+#[path = "../../harness/mod.rs"]
+mod harness;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use harness::Effort;
+use harness::peer::isolated;
+use harness::report::{Cell, Report, Run, Unit};
+use harness::{cpu, floor};
+use peers::{Measure, Outcome, Peer};
+
+/// Bytes of a ring, of each means that has one whose size can be chosen.
+pub(crate) const RING_BYTES: usize = 1 << 20;
+
+/// Measures shmirror beside other means of inter-process communication.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Runs of each cell; shown is the median
+    #[arg(long, default_value_t = Effort::FULL.runs, value_parser = positive)]
+    runs: usize,
+    /// Runs everything once, quickly: a test, not a measurement
+    #[arg(long, conflicts_with = "runs")]
+    test: bool,
+    /// Only the means whose names begin so, as in `--only shmirror,pipe`
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Writes all results to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1".into()),
+        Ok(runs) => Ok(runs),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn main() {
+    let options = Options::parse();
+    let effort = if options.test { Effort::TEST } else { Effort { runs: options.runs, ..Effort::FULL } };
+    let cpus = cpu::allowed();
+    let [first, second, ..] = cpus[..] else {
+        eprintln!("two cpus are needed; this process may use {}", cpus.len());
+        std::process::exit(1);
+    };
+    let (chosen, missing) = choose(&options.only);
+    if chosen.is_empty() {
+        let ids: Vec<_> = peers::all().iter().map(|peer| peer.id).collect();
+        eprintln!("no such means; there are {}", ids.join(", "));
+        std::process::exit(1);
+    }
+
+    let mut cells: Vec<Vec<Cell>> = chosen.iter().map(Peer::cells).collect();
+    for number in 1..=effort.runs {
+        for (peer, cells) in chosen.iter().zip(&mut cells) {
+            eprintln!("run {number} of {}: {}", effort.runs, peer.name);
+            for (measure, cell) in peer.measures.iter().zip(cells) {
+                let run = measured(measure, cell, [first, second], effort);
+                cell.runs.push(run);
+            }
+        }
+    }
+
+    let mut report = Report::new();
+    cells.into_iter().flatten().for_each(|cell| report.add(cell));
+    println!("\n{}", report.machine);
+    table::print(&chosen, &report.cells);
+    missing.iter().for_each(|missing| println!("\n{missing}"));
+    if let Some(path) = &options.json {
+        report.write(path);
+    }
+}
+
+/// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at
+/// any time: the larger one tells whether it did, the mean is what the cell is compared with.
+fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Run {
+    let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS, None));
+    let before = floor();
+    let Outcome { value, distribution } = isolated(&cpus, || (measure.run)(cpus, effort));
+    let after = floor();
+    let other = match cell.against.as_deref() {
+        Some(peers::EVENTFD) => Some(isolated(&cpus, || floor::eventfd(cpus[0], FLOOR_ROUND_TRIPS))),
+        Some(peers::CACHE_LINE) => Some(f64::midpoint(before, after)),
+        _ => None,
+    };
+    Run { value, other, floor_ns: before.max(after), distribution }
+}
+
+/// Of the floor beside each cell: some milliseconds.
+const FLOOR_ROUND_TRIPS: u64 = 20_000;
+
+/// The peers that are to be measured and can be, and why others cannot.
+fn choose(only: &[String]) -> (Vec<Peer>, Vec<String>) {
+    let wanted = |peer: &Peer| only.is_empty() || only.iter().any(|prefix| peer.id.starts_with(prefix));
+    let mut chosen: Vec<Peer> = peers::all().into_iter().filter(wanted).collect();
+    let before = chosen.len();
+    chosen.retain(|peer| peer.id != peers::REDIS || redis::version().is_some());
+    let text =
+        "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).";
+    let missing = (chosen.len() < before).then(|| text.to_owned());
+    (chosen, missing.into_iter().collect())
+}
+
+/// A cell that was not measured yet.
+fn cell(id: String, what: String, unit: Unit, against: Option<&str>, notes: Vec<String>) -> Cell {
+    Cell { id, what, unit, runs: Vec::new(), against: against.map(Into::into), target: None, x: None, notes }
+}
