@@ -38,15 +38,19 @@ impl Words {
     /// One of them.
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         assert!((index + 1) * WORD_SPACING <= self.bytes);
-        // SAFETY: within the mapping, aligned, zeroed at first, and accessed by atomics only.
-        unsafe { AtomicU64::from_ptr(self.at.add(index * WORD_SPACING).cast()) }
+        // SAFETY: within the mapping.
+        let at = unsafe { self.at.add(index * WORD_SPACING) };
+        // SAFETY: mapped, aligned, zeroed at first, and accessed by atomics only.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
     }
 
     /// The whole cache line of a word: that word and seven more.
     pub(crate) fn line(&self, index: usize) -> &[AtomicU64; 8] {
         assert!((index + 1) * WORD_SPACING <= self.bytes);
+        // SAFETY: within the mapping.
+        let at = unsafe { self.at.add(index * WORD_SPACING) };
         // SAFETY: as above, and a line is half as long as the distance of two words.
-        unsafe { &*self.at.add(index * WORD_SPACING).cast() }
+        unsafe { &*at.cast() }
     }
 
     pub(crate) fn get(&self, index: usize) -> u64 {

@@ -306,12 +306,6 @@ impl SourceCore {
         self.sessions[id].as_mut().is_some_and(Session::has_reads)
     }
 
-    /// The ordinal of the record that is sent next.
-    #[cfg(test)]
-    pub(crate) fn next_ordinal(&self, id: SessionId) -> u64 {
-        self.sessions[id].as_ref().map_or(0, |session| session.cache.next_ordinal())
-    }
-
     /// When a session's enumeration of the table began; the newest change of all if none is under way.
     #[cfg(test)]
     pub(crate) fn enumeration_began(&self, id: SessionId, table: TableId) -> ChangeNumber {
