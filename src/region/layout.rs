@@ -5,6 +5,7 @@
 //!      │ magic u64 │ version u32 │ kind u32 │ ring bytes u64 │ identity u64     │ once, magic last
 //!  128 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ tail u64            of the ring that the creator produces into        │ every batch
+//!      │ start u64           where that ring was last begun anew               │ when it was empty
 //!  256 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ head u64            of the ring that the creator consumes from        │ every batch
 //!  384 ├───────────────────────────────────────────────────────────────────────┤
@@ -62,11 +63,13 @@ pub(super) struct RawHeader {
     pub(super) identity: u64,
 }
 
-/// The shared words of a region: two of the ring that its creator produces into, two of the one it consumes from.
+/// The shared words of a region: three of the ring that its creator produces into, two of the one it consumes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     /// How far the creator has written the ring that it produces into.
     Tail,
+    /// Where it has last begun that ring anew.
+    Start,
     /// How far it has read the ring that it consumes from.
     Head,
     /// Not 0 while it waits for room, as a producer.
@@ -79,6 +82,7 @@ pub(crate) enum Word {
 pub(super) const fn offset_of(word: Word) -> usize {
     match word {
         Word::Tail => TAIL,
+        Word::Start => START,
         Word::Head => HEAD,
         Word::ProducerWaits => PRODUCER_WAITS,
         Word::ConsumerWaits => CONSUMER_WAITS,
@@ -101,7 +105,7 @@ pub(crate) fn region_bytes(ring_bytes: u64) -> u64 {
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"shmirror");
 
 /// Changes with every change of this file's picture.
-pub(super) const LAYOUT_VERSION: u32 = 1;
+pub(super) const LAYOUT_VERSION: u32 = 2;
 
 /// The smallest ring: room for a few of the smallest records.
 pub(crate) const MIN_RING_BYTES: u64 = 256;
@@ -114,6 +118,8 @@ const WORD_BYTES: usize = size_of::<u64>();
 pub(super) const HEADER: usize = 0;
 pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();
 const TAIL: usize = HEADER + FALSE_SHARING_BYTES;
+/// In the tail's cache line: both are read together.
+const START: usize = TAIL + WORD_BYTES;
 const HEAD: usize = TAIL + FALSE_SHARING_BYTES;
 const PRODUCER_WAITS: usize = HEAD + FALSE_SHARING_BYTES;
 const CONSUMER_WAITS: usize = PRODUCER_WAITS + WORD_BYTES;
@@ -123,7 +129,8 @@ const _: () = assert!(HEADER_BYTES == 32);
 const _: () = assert!(std::mem::offset_of!(RawHeader, magic) == 0);
 const _: () = assert!(std::mem::offset_of!(RawHeader, identity) == 24);
 const _: () = assert!(HEADER + HEADER_BYTES <= TAIL);
-const _: () = assert!(TAIL == 128 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
+const _: () =
+    assert!(TAIL == 128 && START == 136 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
 const _: () = assert!(CONSUMER_WAITS + WORD_BYTES <= DATA);
 const _: () = assert!(DATA.is_multiple_of(FALSE_SHARING_BYTES));
 const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_power_of_two());

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!                    own region             peer's region
-//! ProducerMapping    tail, producer waits,  head, consumer waits
+//! ProducerMapping    tail, start,           head, consumer waits
+//!                    producer waits,
 //!                    data (written)
-//! ConsumerMapping    head, consumer waits   tail, producer waits,
+//! ConsumerMapping    head, consumer waits   tail, start,
+//!                                           producer waits,
 //!                                           data (read)
 //! ```
 //!
@@ -61,6 +63,7 @@ impl Memory for ProducerMapping {
     fn load_peer(&self, word: Word) -> u64 {
         self.peer.load(match word {
             Word::Cursor => layout::Word::Head,
+            Word::Start => unreachable!("a consumer begins nothing"),
             Word::Waits => layout::Word::ConsumerWaits,
         })
     }
@@ -69,6 +72,7 @@ impl Memory for ProducerMapping {
     fn store_own(&self, word: Word, value: u64, order: Ordering) {
         let word = match word {
             Word::Cursor => layout::Word::Tail,
+            Word::Start => layout::Word::Start,
             Word::Waits => layout::Word::ProducerWaits,
         };
         self.own.store(word, value, order);
@@ -99,6 +103,7 @@ impl Memory for ConsumerMapping {
     fn load_peer(&self, word: Word) -> u64 {
         self.peer.load(match word {
             Word::Cursor => layout::Word::Tail,
+            Word::Start => layout::Word::Start,
             Word::Waits => layout::Word::ProducerWaits,
         })
     }
@@ -107,6 +112,7 @@ impl Memory for ConsumerMapping {
     fn store_own(&self, word: Word, value: u64, order: Ordering) {
         let word = match word {
             Word::Cursor => layout::Word::Head,
+            Word::Start => unreachable!("a consumer begins nothing"),
             Word::Waits => layout::Word::ConsumerWaits,
         };
         self.own.store(word, value, order);

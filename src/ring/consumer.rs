@@ -89,7 +89,8 @@ impl<M: ConsumerMemory> Consumer<M> {
         let mut header = self.next_header()?;
         if header.kind == Header::PADDING {
             self.skip_padding(header)?;
-            // Not padding again: that of a peer that means well is never as long as the ring.
+            // Not padding again: this is the ring's start, from where padding to its end would be longer than
+            // a record can be.
             header = self.next_header()?;
         }
         if header.kind != Header::RECORD {
@@ -179,16 +180,10 @@ impl<M: ConsumerMemory> Consumer<M> {
 
         let len = header.length as usize;
         let at_most = available.min(self.geometry.to_end(self.position));
-        if len > self.max_length(header.kind) || record_bytes(len) > at_most {
+        if len > self.geometry.max_payload() || record_bytes(len) > at_most {
             return Err(self.bad_length(header, available));
         }
         Ok(header)
-    }
-
-    /// The longest payload of a record, or the longest padding: there is a record before it that it does not reach.
-    #[inline]
-    fn max_length(&self, kind: u32) -> usize {
-        if kind == Header::PADDING { self.geometry.max_padding() } else { self.geometry.max_payload() }
     }
 
     fn skip_padding(&mut self, header: Header) -> Result<(), RingError> {
@@ -209,7 +204,18 @@ impl<M: ConsumerMemory> Consumer<M> {
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
         self.memory.fence(Acquire);
 
-        let (at_least, at_most) = (self.position, self.released.wrapping_add(self.geometry.capacity()));
+        let mut at_most = self.released.wrapping_add(self.geometry.capacity());
+        if found != self.position {
+            // Relaxed: not older than the tail, by the fence above. Its partner is the store in
+            // `Producer::begin_anew_if_drained`, before that of the tail.
+            let start = self.memory.load_peer(Word::Start);
+            let ahead = start.wrapping_sub(self.position);
+            if ahead > 0 && ahead <= self.geometry.to_end(self.position) {
+                self.begin_anew(start, found)?;
+                at_most = start.wrapping_add(self.geometry.capacity());
+            }
+        }
+        let at_least = self.position;
         if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
             return Err(RingError::TailOutOfRange { found, at_least, at_most });
         }
@@ -220,11 +226,25 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(())
     }
 
+    /// The producer has gone on at the ring's start. It does so only if all before was released.
+    #[cold]
+    fn begin_anew(&mut self, start: u64, tail: u64) -> Result<(), RingError> {
+        let expected = self.position.wrapping_add(self.geometry.to_end(self.position));
+        if start != expected
+            || self.position != self.released
+            || tail.wrapping_sub(start) > self.geometry.capacity()
+        {
+            return Err(RingError::StartOutOfPlace { found: start, expected, tail, released: self.released });
+        }
+        self.position = start;
+        Ok(())
+    }
+
     /// Says what is wrong with a length that is known to be wrong.
     #[cold]
     fn bad_length(&self, header: Header, available: u64) -> RingError {
         let position = self.position;
-        let at_most = self.max_length(header.kind);
+        let at_most = self.geometry.max_payload();
         let found = record_bytes(header.length as usize);
         if header.length as usize > at_most {
             RingError::RecordTooLong { position, found: header.length, at_most }

@@ -27,6 +27,22 @@ pub enum RingError {
         found: u64,
     },
 
+    /// The producer has begun the ring anew where it could not, or while there was something to read.
+    #[error(
+        "the ring was begun anew at {found} with the tail at {tail}, \
+         expected at {expected} with all up to there released, which is so up to {released}"
+    )]
+    StartOutOfPlace {
+        /// The start in shared memory.
+        found: u64,
+        /// The ring's start behind what was read.
+        expected: u64,
+        /// The tail that goes with it.
+        tail: u64,
+        /// How far the consumer has released.
+        released: u64,
+    },
+
     /// The consumer's cursor went backwards, or is beyond what was published.
     #[error("the consumer's head is {found}, expected {at_least} to {at_most}")]
     HeadOutOfRange {

@@ -32,17 +32,19 @@ pub(super) struct HeapMemory {
 #[derive(Debug)]
 struct Words {
     cursor: AtomicU64,
+    start: AtomicU64,
     waits: AtomicU64,
 }
 
 impl Words {
     fn at(position: u64) -> Self {
-        Self { cursor: AtomicU64::new(position), waits: AtomicU64::new(0) }
+        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(position), waits: AtomicU64::new(0) }
     }
 
     fn of(&self, word: Word) -> &AtomicU64 {
         match word {
             Word::Cursor => &self.cursor,
+            Word::Start => &self.start,
             Word::Waits => &self.waits,
         }
     }

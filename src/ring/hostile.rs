@@ -39,6 +39,27 @@ fn tail_beyond_what_was_released_is_an_error() {
 }
 
 #[test]
+fn start_that_no_producer_stores_is_an_error() {
+    let position = 64 + 16;
+    for (start, tail, released) in [(88, 144, true), (120, 144, true), (128, 200, true), (128, 136, false)] {
+        let (producer, consumer) = HeapMemory::pair(64, 64);
+        let mut consumer = Consumer::at(consumer, 64, 64);
+        producer.copy_in(0, &Header::record(8).to_bytes());
+        producer.store_own(Word::Cursor, position, SeqCst);
+        assert!(consumer.try_read(&mut vec![]).unwrap().is_some());
+        if released {
+            consumer.release();
+        }
+        producer.store_own(Word::Start, start, SeqCst);
+        producer.store_own(Word::Cursor, tail, SeqCst);
+        let outcome = consumer.try_read(&mut vec![]).map(|record| record.is_some());
+        let released = if released { position } else { 64 };
+        let out_of_place = RingError::StartOutOfPlace { found: start, expected: 128, tail, released };
+        assert_eq!(outcome, Err(out_of_place));
+    }
+}
+
+#[test]
 fn head_outside_what_was_published_is_an_error() {
     let (producer, consumer) = HeapMemory::pair(64, 0);
     let mut producer = Producer::new(producer, 64);
@@ -74,7 +95,7 @@ fn header_that_no_producer_writes_is_an_error() {
         (64, (9, 1), RingError::RecordTooLong { position, found: 9, at_most: 8 }),
         (64, (max, 1), RingError::RecordTooLong { position, found: max, at_most: 8 }),
         (64, (max, max), RingError::RecordTooLong { position, found: max, at_most: 8 }),
-        (64, (56, 2), RingError::RecordTooLong { position, found: 56, at_most: 48 }),
+        (64, (56, 2), RingError::RecordTooLong { position, found: 56, at_most: 8 }),
         (8, (1, 1), RingError::RecordBeyondTail { position, found: 16, available: 8 }),
         (64, (8, 2), RingError::PaddingShort { position, found: 16, to_end: 64 }),
     ];

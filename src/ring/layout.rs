@@ -28,24 +28,16 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
     HEADER_BYTES + (payload_bytes as u64).next_multiple_of(RECORD_ALIGNMENT)
 }
 
-/// After so many bytes a ring that is empty begins anew at its start: see [`crosses_hot_bytes`].
+/// After so many bytes the producer looks whether the ring is empty and can begin anew: see [`Geometry::crosses_hot_bytes`].
 const HOT_BYTES: u64 = 4096;
-
-/// Whether a record at this offset reaches beyond the hot bytes that it begins in.
-///
-/// While the consumer keeps up, a few cache lines at the start of the ring serve again and again, and stay in the nearest
-/// caches of both sides. Going round the whole ring instead, a round trip took twice as long. Whether the ring is empty is
-/// looked at here only: that costs a line of the peer's.
-#[inline]
-pub(super) const fn crosses_hot_bytes(offset: u64, record_bytes: u64) -> bool {
-    offset / HOT_BYTES != (offset + record_bytes) / HOT_BYTES
-}
 
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
     /// A power of two.
     capacity: u64,
+    /// A power of two.
+    hot_bytes: u64,
 }
 
 impl Geometry {
@@ -57,7 +49,13 @@ impl Geometry {
             capacity.is_power_of_two() && (MIN_CAPACITY_BYTES..=MAX_CAPACITY_BYTES).contains(&capacity),
             "ring capacity {capacity} is not a power of two from {MIN_CAPACITY_BYTES} to {MAX_CAPACITY_BYTES}"
         );
-        Self { capacity }
+        Self { capacity, hot_bytes: HOT_BYTES }
+    }
+
+    /// For models, whose rings are small.
+    #[cfg(test)]
+    pub(super) fn set_hot_bytes(&mut self, bytes: u64) {
+        self.hot_bytes = bytes;
     }
 
     #[inline]
@@ -70,10 +68,15 @@ impl Geometry {
         max_payload_bytes(self.capacity)
     }
 
-    /// The longest padding, less its header: it begins behind a record.
+    /// Whether a record at this position reaches beyond the hot bytes that it begins in, and is behind the first ones.
+    ///
+    /// While the consumer keeps up, a few cache lines at the start of the ring serve again and again, and stay in the nearest
+    /// caches of both sides. Going round a large ring instead, a round trip took twice as long. Whether the ring is empty
+    /// is looked at here only: that costs a line of the peer's.
     #[inline]
-    pub(super) fn max_padding(self) -> usize {
-        (self.capacity - 2 * HEADER_BYTES) as usize
+    pub(super) fn crosses_hot_bytes(self, position: u64, record_bytes: u64) -> bool {
+        let offset = position & (self.capacity - 1);
+        (offset ^ (offset + record_bytes)) >= self.hot_bytes && offset != 0
     }
 
     /// The place in the ring of a position.
@@ -121,7 +124,7 @@ impl Header {
         Self { length: length as u32, kind: Self::RECORD }
     }
 
-    /// The header of a padding record that takes up `bytes` in all, less than the ring.
+    /// The header of a padding record that takes up `bytes` in all, less than a quarter of the ring.
     #[inline]
     pub(super) fn padding(bytes: u64) -> Self {
         Self { length: (bytes - HEADER_BYTES) as u32, kind: Self::PADDING }

@@ -23,6 +23,8 @@ pub(super) enum Mutation {
     TailNotReleased,
     /// No Acquire fence behind the load of the tail: the consumer may read before the producer wrote.
     TailNotAcquired,
+    /// Where the ring was begun anew is stored behind the tail: the consumer may miss it.
+    StartBehindTail,
     /// The head is stored Relaxed: the producer may see it before the consumer's copies are done.
     HeadNotReleased,
     /// No Acquire fence behind the load of the head: the producer may overwrite what is still being copied.
@@ -47,6 +49,7 @@ pub(super) fn ring_at(
         peer: of_consumer.clone(),
         data: data.clone(),
         relaxes_stores: mutation == Mutation::TailNotReleased,
+        late_start: (mutation == Mutation::StartBehindTail).then(Default::default),
         drops_acquire: mutation == Mutation::HeadNotAcquired,
         drops_seq_cst: mutation == Mutation::ProducerNotFenced,
     };
@@ -55,6 +58,7 @@ pub(super) fn ring_at(
         peer: of_producer,
         data,
         relaxes_stores: mutation == Mutation::HeadNotReleased,
+        late_start: None,
         drops_acquire: mutation == Mutation::TailNotAcquired,
         drops_seq_cst: mutation == Mutation::ConsumerNotFenced,
     };
@@ -68,6 +72,8 @@ pub(super) struct LoomMemory {
     peer: Rc<Words>,
     data: Rc<[Cell<[u8; 8]>]>,
     relaxes_stores: bool,
+    /// A start that is to be stored behind the tail.
+    late_start: Option<std::cell::Cell<Option<u64>>>,
     drops_acquire: bool,
     drops_seq_cst: bool,
 }
@@ -75,17 +81,19 @@ pub(super) struct LoomMemory {
 #[derive(Debug)]
 struct Words {
     cursor: AtomicU64,
+    start: AtomicU64,
     waits: AtomicU64,
 }
 
 impl Words {
     fn at(position: u64) -> Self {
-        Self { cursor: AtomicU64::new(position), waits: AtomicU64::new(0) }
+        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(position), waits: AtomicU64::new(0) }
     }
 
     fn of(&self, word: Word) -> &AtomicU64 {
         match word {
             Word::Cursor => &self.cursor,
+            Word::Start => &self.start,
             Word::Waits => &self.waits,
         }
     }
@@ -99,7 +107,13 @@ impl Memory for LoomMemory {
 
     fn store_own(&self, word: Word, value: u64, order: Ordering) {
         let order = if self.relaxes_stores { Ordering::Relaxed } else { order };
+        if let (Word::Start, Some(late)) = (word, &self.late_start) {
+            return late.set(Some(value));
+        }
         self.own.of(word).store(value, order);
+        if let Some(start) = self.late_start.as_ref().and_then(std::cell::Cell::take) {
+            self.own.start.store(start, order);
+        }
     }
 
     fn fence(&self, order: Ordering) {

@@ -1,6 +1,6 @@
 //! The seam between the ring and the memory that it lies in.
 //!
-//! The traits say only what one side may do: write its own two words, read the peer's two, and copy data in
+//! The traits say only what one side may do: write its own words, read the peer's, and copy data in
 //! (the producer) or out (the consumer). Reading back an own word, or writing one of the peer's, cannot be
 //! expressed. Offsets count from the start of the ring's data.
 //!
@@ -10,11 +10,13 @@
 
 use std::sync::atomic::Ordering;
 
-/// The two words that each side writes and its peer reads.
+/// The words that each side writes and its peer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     /// A byte position: how far the producer has published (the tail), or the consumer released (the head).
     Cursor,
+    /// Of the producer: where the ring was last begun anew. It lies in the cursor's cache line.
+    Start,
     /// Zero while the side is awake, else the generation of its wait.
     Waits,
 }

@@ -3,7 +3,7 @@
 //! # What it is
 //!
 //! [`Producer`] and [`Consumer`] are the two ends of one ring. They live in different processes and share
-//! nothing but four words and the data bytes, which they reach through [`ProducerMemory`] and
+//! nothing but five words and the data bytes, which they reach through [`ProducerMemory`] and
 //! [`ConsumerMemory`]: a mapping in production, a heap in tests, checked cells in the concurrency models. The
 //! algorithm is the same code in all of them, and it is free of `unsafe`.
 //!
@@ -29,8 +29,10 @@
 //! record that fills the ring up to its end. The largest record takes a quarter of the ring, so such padding and
 //! record together never take more than half of it and always fit when the consumer has caught up.
 //!
-//! A ring that has run empty does not go on through memory that no cache has: every few KiB the producer looks
-//! whether the consumer has released everything, and if so pads up to the end and begins again at the start.
+//! A ring that has run empty does not go on through memory that no near cache has: every few KiB the producer looks
+//! whether the consumer has released everything, and if so begins anew at the ring's start. It stores that
+//! position in its start word, and the consumer, when it sees the tail of what was written there, goes there, too.
+//! Nothing lies in between, so nothing is taken up.
 //!
 //! The producer stages records and publishes a batch of them with one store of its cursor. The consumer
 //! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps
@@ -46,7 +48,7 @@
 //!
 //! # Invariants
 //!
-//! 1. `head <= published <= tail <= head + capacity`, all of them multiples of 8.
+//! 1. `head <= published <= tail <= max(head, start) + capacity`, all of them multiples of 8.
 //! 2. Bytes from `head` to `published` are not written. The producer publishes by a Release store of the tail
 //!    and the consumer acquires it before it reads them.
 //! 3. Bytes from `tail` to `head + capacity` are not read. The consumer releases by a Release store of the
@@ -64,6 +66,7 @@
 //! | shared                         | written by | how                                       |
 //! |--------------------------------|------------|-------------------------------------------|
 //! | tail (the producer's cursor)   | producer   | Release, by [`Producer::publish`]         |
+//! | start (where it began anew)    | producer   | Relaxed, before the tail                  |
 //! | data                           | producer   | plain copies, by [`Producer::try_write`]  |
 //! | the producer's waits word      | producer   | Relaxed, then a SeqCst fence              |
 //! | head (the consumer's cursor)   | consumer   | Release, by [`Consumer::release`]         |
@@ -73,7 +76,7 @@
 //!
 //! It knows nothing of frames, sleeps nowhere, owns no doorbell and no mapping, and does not notice the
 //! peer's death. An end cannot be replaced while the other lives on: both begin together with their memory,
-//! whose words then hold the start position (cursors) and zero (waits). It does not hide the data from the
+//! whose words then hold the first position (cursors, start) and zero (waits). It does not hide the data from the
 //! consumer's process before they are published: memory that is mapped can be read.
 
 mod consumer;

@@ -21,6 +21,11 @@ fn records_arrive_whole_and_in_order() {
 }
 
 #[test]
+fn ring_that_ran_empty_begins_anew() {
+    check(BEGIN_ANEW, Mutation::Nothing);
+}
+
+#[test]
 fn sleeping_consumer_is_rung_when_something_is_published() {
     check(DATA_WAKE_UP, Mutation::Nothing);
 }
@@ -43,6 +48,7 @@ pub(super) struct Model {
 }
 
 pub(super) const TRANSFER: Model = Model { run: transfer, max_preemptions: 6 };
+pub(super) const BEGIN_ANEW: Model = Model { run: begin_anew, max_preemptions: 6 };
 pub(super) const DATA_WAKE_UP: Model = Model { run: data_wake_up, max_preemptions: 5 };
 pub(super) const ROOM_WAKE_UP: Model = Model { run: room_wake_up, max_preemptions: 5 };
 pub(super) const BOTH_WAKE_UP: Model = Model { run: both_wake_up, max_preemptions: 3 };
@@ -97,6 +103,30 @@ fn transfer(mutation: Mutation) {
         if RELEASE_AFTER[index] {
             assert!(consumer.release());
         }
+    }
+    assert_eq!(consumer.is_empty(), Ok(true));
+}
+
+/// The producer looks before each record but the first whether it can begin anew: depending on how far the consumer is, it
+/// goes on behind the records before or overwrites them. Nobody sleeps.
+fn begin_anew(mutation: Mutation) {
+    const LENGTHS: [usize; 3] = [8, 5, 8];
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    producer.set_hot_bytes(16);
+
+    loom::thread::spawn(move || {
+        for (index, len) in LENGTHS.into_iter().enumerate() {
+            assert!(write(&mut producer, index, len), "three records fit");
+            producer.publish();
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for (index, len) in LENGTHS.into_iter().enumerate() {
+        while !read(&mut consumer, &mut scratch, index, len) {
+            loom::thread::yield_now();
+        }
+        consumer.release();
     }
     assert_eq!(consumer.is_empty(), Ok(true));
 }

@@ -7,7 +7,7 @@
 use std::process::Command;
 
 use super::loom_memory::Mutation;
-use super::models::{BOTH_WAKE_UP, DATA_WAKE_UP, Model, ROOM_WAKE_UP, TRANSFER, check};
+use super::models::{BEGIN_ANEW, BOTH_WAKE_UP, DATA_WAKE_UP, Model, ROOM_WAKE_UP, TRANSFER, check};
 
 /// What loom says of two accesses of the data without an order between them.
 const RACE: &str = "Causality violation";
@@ -32,6 +32,18 @@ fn head_stored_relaxed_is_a_race() {
 #[test]
 fn head_loaded_without_acquire_is_a_race() {
     assert_fails("head_loaded_without_acquire_is_a_race", TRANSFER, Mutation::HeadNotAcquired, RACE);
+}
+
+#[test]
+fn start_stored_behind_the_tail_sends_the_consumer_astray() {
+    let name = "start_stored_behind_the_tail_sends_the_consumer_astray";
+    assert_fails(name, BEGIN_ANEW, Mutation::StartBehindTail, "UnknownKind");
+}
+
+#[test]
+fn beginning_anew_without_acquire_overwrites_what_is_being_read() {
+    let name = "beginning_anew_without_acquire_overwrites_what_is_being_read";
+    assert_fails(name, BEGIN_ANEW, Mutation::HeadNotAcquired, RACE);
 }
 
 #[test]

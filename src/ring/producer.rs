@@ -1,10 +1,10 @@
 //! The writing end.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, HEADER_BYTES, Header, crosses_hot_bytes, is_aligned, record_bytes};
+use super::layout::{Geometry, HEADER_BYTES, Header, is_aligned, record_bytes};
 use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
@@ -23,6 +23,8 @@ pub(crate) struct Producer<M> {
     published: u64,
     /// The consumer's head as last seen; the true one may be further on.
     head: u64,
+    /// Where the ring was last begun anew, if that is beyond `head`, or `head`: nothing before it must be kept.
+    kept_from: u64,
     handshake: Handshake,
 }
 
@@ -49,8 +51,15 @@ impl<M: ProducerMemory> Producer<M> {
             tail: position,
             published: position,
             head: position,
+            kept_from: position,
             handshake: Handshake::default(),
         }
+    }
+
+    /// For models, whose rings are small: the producer looks so often whether the ring can begin anew.
+    #[cfg(test)]
+    pub(super) fn set_hot_bytes(&mut self, bytes: u64) {
+        self.geometry.set_hot_bytes(bytes);
     }
 
     /// The longest payload that a record of this ring can have, in bytes.
@@ -86,7 +95,11 @@ impl<M: ProducerMemory> Producer<M> {
     #[inline(always)]
     pub(crate) fn try_write<const N: usize>(&mut self, pieces: [&[u8]; N]) -> Result<bool, RingError> {
         let len = pieces.iter().map(|piece| piece.len()).sum();
-        let padding = self.padding_before(len)?;
+        self.check_length(len);
+        if self.geometry.crosses_hot_bytes(self.tail, record_bytes(len)) {
+            self.begin_anew_if_drained()?;
+        }
+        let padding = self.padding_before(len);
         if !self.has_room(padding + record_bytes(len))? {
             return Ok(false);
         }
@@ -115,7 +128,8 @@ impl<M: ProducerMemory> Producer<M> {
     ///
     /// If `len` exceeds [`max_payload`](Self::max_payload).
     pub(crate) fn has_room_for(&mut self, len: usize) -> Result<bool, RingError> {
-        let padding = self.padding_before(len)?;
+        self.check_length(len);
+        let padding = self.padding_before(len);
         self.has_room(padding + record_bytes(len))
     }
 
@@ -166,33 +180,37 @@ impl<M: ProducerMemory> Producer<M> {
         self.handshake.stop_waiting(&self.memory);
     }
 
-    /// How much padding a record of `len` bytes needs before it: none, or all that is left up to the end, because it does
-    /// not fit there or because the ring is empty and begins anew.
     #[inline]
-    fn padding_before(&mut self, len: usize) -> Result<u64, RingError> {
+    fn check_length(&self, len: usize) {
         let at_most = self.max_payload();
         assert!(
             len <= at_most,
             "a record of {len} bytes does not fit this ring, whose longest has {at_most}"
         );
-        let (to_end, bytes) = (self.geometry.to_end(self.tail), record_bytes(len));
-        if bytes > to_end {
-            return Ok(to_end);
-        }
-        let offset = self.geometry.capacity() - to_end;
-        if crosses_hot_bytes(offset, bytes) && bytes <= offset && self.is_drained()? {
-            return Ok(to_end);
-        }
-        Ok(0)
     }
 
-    /// Whether the consumer has released all that was written.
+    /// How much padding a record of `len` bytes needs before it: none, or all that is left up to the end.
+    #[inline]
+    fn padding_before(&self, len: usize) -> u64 {
+        let to_end = self.geometry.to_end(self.tail);
+        if record_bytes(len) > to_end { to_end } else { 0 }
+    }
+
+    /// If the consumer has released all that was written, goes on at the ring's start. The consumer finds out when it sees
+    /// the tail of what is written next.
     #[cold]
-    fn is_drained(&mut self) -> Result<bool, RingError> {
-        if self.head != self.tail {
+    fn begin_anew_if_drained(&mut self) -> Result<(), RingError> {
+        if self.tail == self.published && self.head != self.tail {
             self.refresh_head()?;
         }
-        Ok(self.head == self.tail)
+        if self.head == self.tail {
+            self.tail = self.tail.wrapping_add(self.geometry.to_end(self.tail));
+            self.kept_from = self.tail;
+            // Relaxed: the consumer reads it behind the tail that is stored next, in `publish`, and until then nothing is
+            // there that it could read.
+            self.memory.store_own(Word::Start, self.tail, Relaxed);
+        }
+        Ok(())
     }
 
     #[inline]
@@ -207,7 +225,7 @@ impl<M: ProducerMemory> Producer<M> {
     /// What is free as far as this side knows; the consumer may have released more.
     #[inline]
     fn free_bytes(&self) -> u64 {
-        self.geometry.capacity() - self.tail.wrapping_sub(self.head)
+        self.geometry.capacity() - self.tail.wrapping_sub(self.kept_from)
     }
 
     fn refresh_head(&mut self) -> Result<(), RingError> {
@@ -224,6 +242,9 @@ impl<M: ProducerMemory> Producer<M> {
         if !is_aligned(found) {
             return Err(RingError::HeadUnaligned { found });
         }
+        // What lies between the head and a new beginning is nothing.
+        let from_head = self.kept_from.wrapping_sub(self.head);
+        self.kept_from = found.wrapping_add(from_head.saturating_sub(found.wrapping_sub(at_least)));
         self.head = found;
         Ok(())
     }

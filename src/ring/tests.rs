@@ -208,6 +208,51 @@ fn consumer_must_not_wait_with_unreleased_records() {
 }
 
 #[test]
+fn ring_that_ran_empty_begins_anew_and_takes_as_much_as_before() {
+    const CAPACITY: u64 = 1 << 16;
+    let (mut producer, mut consumer) = ring(CAPACITY);
+    let payload = [7; 1016];
+    let mut seen = Vec::new();
+    for _ in 0..20 {
+        assert!(write(&mut producer, &payload));
+        producer.publish();
+        assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(&payload[..]));
+        seen.push(consumer.read_position() % CAPACITY);
+        consumer.release();
+    }
+    assert!(seen.iter().all(|end| *end <= 4096), "it stays within a few KiB: {seen:?}");
+    assert!(consumer.read_position() > 4 * CAPACITY);
+
+    // Just begun anew, it holds as many records as it has room for.
+    let mut written = 0;
+    while write(&mut producer, &payload) {
+        written += 1;
+    }
+    assert_eq!(written, CAPACITY / 1024);
+    producer.publish();
+    for _ in 0..written {
+        assert!(read(&mut consumer).unwrap().is_some());
+    }
+    assert_eq!(read(&mut consumer), Ok(None));
+}
+
+#[test]
+fn ring_with_something_to_read_is_not_begun_anew() {
+    let (mut producer, mut consumer) = ring(1 << 16);
+    assert!(write(&mut producer, &[1; 8]));
+    producer.publish();
+    for n in 0..40u8 {
+        assert!(write(&mut producer, &[n; 500]));
+        producer.publish();
+    }
+    assert!(producer.written() > 20_000);
+    assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(&[1; 8][..]));
+    for n in 0..40u8 {
+        assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(&[n; 500][..]));
+    }
+}
+
+#[test]
 #[should_panic(expected = "a record of 9 bytes does not fit this ring, whose longest has 8")]
 fn oversize_record_is_the_callers_fault() {
     let (mut producer, _consumer) = ring(64);
