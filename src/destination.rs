@@ -354,8 +354,10 @@ impl Destination {
 
     fn look_for_source(&mut self) -> Result<(), RecvError> {
         let Attachment::Detached(watch) = &mut self.attachment else { return Ok(()) };
-        // Watching first, so that a source that appears in between is not missed.
-        if watch.is_none() {
+        let mut connected = rendezvous::connect(&self.place);
+        // Only now: to close a watch takes Linux some ten milliseconds. And then once more, so that a source that appears in
+        // between is not missed.
+        if matches!(connected, Err(ConnectError::NoSource { .. })) && watch.is_none() {
             match SourceWatch::new(&self.place) {
                 Ok(new) => *watch = Some(new),
                 Err(WatchError::RuntimeDir(error)) => {
@@ -365,9 +367,10 @@ impl Destination {
                 // The system has no watches left: the retry must do.
                 Err(WatchError::Os { .. }) => {}
             }
+            connected = rendezvous::connect(&self.place);
         }
         let watched = watch.is_some();
-        match rendezvous::connect(&self.place) {
+        match connected {
             Ok(socket) => match Greeting::start(socket, &self.hello(), &self.allowed) {
                 Ok(greeting) => {
                     self.attachment = Attachment::Greeting(Box::new(greeting));

@@ -50,6 +50,15 @@ pub(crate) enum Pumped {
     Budget,
 }
 
+/// How a ring that was full is now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// How far the destination has consumed it.
+    pub(crate) released: u64,
+    /// An eighth of it is free.
+    pub(crate) enough: bool,
+}
+
 /// After so many frames a publisher looks for acks; the timer does in any case.
 const FRAMES_PER_DRAIN: u32 = 32;
 
@@ -175,6 +184,13 @@ impl OutgoingLink {
         self.acks.stop_waiting();
         self.changes.stop_waiting();
         self.awaits_room = false;
+    }
+
+    /// Whether it is worth going on with a ring that was full.
+    pub(crate) fn room(&mut self) -> Result<Room, LinkError> {
+        let released = self.changes.released()?;
+        let enough = self.changes.has_room_for(self.changes.max_payload() / 2)?;
+        Ok(Room { released, enough })
     }
 
     /// How far the change ring was written, and how far the destination has consumed it.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::LinkError;
 use super::application::{self, Answer};
 use super::greeting::{GREETING_TIMEOUT, GreetingError, Host, Welcomed};
-use super::outgoing::{OutgoingLink, Pumped};
+use super::outgoing::{OutgoingLink, Pumped, Room};
 use super::rendezvous::bind::SourceListener;
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
@@ -70,6 +70,8 @@ pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
 const FRAMES_PER_TURN: u32 = 1024;
 /// How often a publisher yields to the timer thread before it takes the lock all the same.
 const YIELDS_TO_TIMER: u32 = 50;
+/// How often the timer thread looks at a full ring, giving way to others, without seeing that anything has left it.
+const YIELDS_WITHOUT_ROOM: u32 = 32;
 /// Questions to the application on one link before others have their turn.
 const READS_PER_TURN: u32 = 64;
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
@@ -399,12 +401,37 @@ impl Service {
             link.failed = Some(LinkError::Overrun { max: state.core.max_tombstones() });
         }
         let more = pumped == Pumped::Budget && !link.awaits_room;
+        let is_full = pumped == Pumped::Full && link.failed.is_none();
         let dead = if gone || link.failed.is_some() { state.take_link(session) } else { None };
         if state.is_flushing() {
             self.shared.flushed.notify_all();
         }
         drop(guard);
+        if is_full && !gone {
+            return self.await_room(session);
+        }
         more && dead.is_none()
+    }
+
+    /// A destination that is awake makes room sooner than it could wake this thread: as long as it goes on doing so, others get
+    /// the cpu and the lock, until there is enough to be worth a turn. Answers whether there is.
+    fn await_room(&self, session: SessionId) -> bool {
+        let (mut seen, mut in_vain) = (None, 0);
+        while in_vain < YIELDS_WITHOUT_ROOM {
+            std::thread::yield_now();
+            let mut state = self.shared.lock_for_timer();
+            let Some(link) = state.links[session].as_mut() else { return false };
+            match link.room() {
+                Ok(Room { enough: true, .. }) => return true,
+                Ok(Room { released, .. }) if seen == Some(released) => in_vain += 1,
+                Ok(Room { released, .. }) => (seen, in_vain) = (Some(released), 0),
+                Err(error) => {
+                    link.failed = Some(error);
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Asks the application for what must be read before it can be sent: copies of the data that pointers lead to, items of

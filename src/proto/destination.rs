@@ -58,6 +58,9 @@ pub struct DestinationStats {
     pub attaches: u64,
 }
 
+/// For so many items at most room is made before they come, whatever the source says of their number.
+const MAX_RESERVED: u64 = 1 << 20;
+
 /// The most ranges of acks that wait while the ack ring is full; then the destination consumes no more.
 pub(crate) const MAX_PENDING_ACKS: usize = 1024;
 
@@ -185,7 +188,7 @@ impl DestinationCore {
         }
         link.next_ordinal = frame.ordinal + 1;
         let applied = match frame.payload {
-            Payload::Table { name } => self.handle_table(frame.table, name),
+            Payload::Table { name, items } => self.handle_table(frame.table, name, items),
             payload => {
                 // A table without a name: its announcement is missing. It comes again, and so does this, which counts
                 // as missing until then.
@@ -221,7 +224,7 @@ impl DestinationCore {
     /// other. Changes nothing.
     pub(crate) fn touch<'a>(&self, records: impl Iterator<Item = &'a [u8]>) {
         let Some(link) = &self.link else { return };
-        let mut places = SmallVec::<[(usize, u32); 16]>::new();
+        let mut hashes = SmallVec::<[_; 16]>::new();
         for record in records {
             let Ok(Frame { table, payload: Payload::Set { opcode, .. }, .. }) =
                 Frame::decode(record, link.next_ordinal)
@@ -229,10 +232,17 @@ impl DestinationCore {
                 continue;
             };
             let Some(&Some(table)) = link.tables.get(usize::from(table)) else { continue };
-            if let Some(place) = self.tables[table].records.guess(opcode) {
-                places.push((table, place));
+            if let Some(hash) = self.tables[table].records.hash_if_far(opcode) {
+                hashes.push((table, hash));
             }
         }
+        if hashes.is_empty() {
+            return;
+        }
+        let glance = |&(table, hash): &(usize, _)| (table, self.tables[table].records.glance(hash));
+        let glances: SmallVec<[_; 16]> = hashes.iter().map(glance).collect();
+        let places = glances.iter().filter_map(|(table, glance)| Some((*table, glance.place()?)));
+        let places: SmallVec<[(usize, u32); 16]> = places.collect();
         let mut seen = 0;
         for &(table, place) in &places {
             seen ^= self.tables[table].records.touch(place);
@@ -368,7 +378,7 @@ impl DestinationCore {
         announced.map(|&at| &*self.tables[at].name)
     }
 
-    fn handle_table(&mut self, number: u16, name: &str) -> Applied {
+    fn handle_table(&mut self, number: u16, name: &str, items: u64) -> Applied {
         let Some(link) = &mut self.link else { return false };
         let at = self.tables.iter().position(|table| &*table.name == name).unwrap_or_else(|| {
             self.tables.push(LocalTable {
@@ -380,6 +390,7 @@ impl DestinationCore {
             });
             self.tables.len() - 1
         });
+        self.tables[at].records.reserve(items.min(MAX_RESERVED) as usize);
         let number = usize::from(number);
         if link.tables.len() <= number {
             link.tables.resize(number + 1, None);

@@ -25,7 +25,19 @@ pub(super) struct OpcodeIndex {
 
 /// Half of an opcode's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Hash(u32);
+pub(super) struct OpcodeHash(u32);
+
+/// What a look-up sees first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Glance(Slot);
+
+impl Glance {
+    /// The place that the look-up is likely to find.
+    #[inline]
+    pub(super) fn place(self) -> Option<u32> {
+        (self.0 != 0).then(|| place_of(self.0))
+    }
+}
 
 /// 0, or the hash in the high half and the place, plus one, in the low half.
 type Slot = u64;
@@ -48,18 +60,18 @@ impl OpcodeIndex {
     }
 
     #[inline]
-    pub(super) fn hash(&self, opcode: &Opcode) -> Hash {
+    pub(super) fn hash(&self, opcode: &Opcode) -> OpcodeHash {
         let Seed { words: [a, b, c, d], long } = &self.seed;
         let hash = match opcode.words() {
             Some([first, second, third]) => fold(fold(first ^ a, second ^ b) ^ third ^ c, *d),
             None => long.hash_one(opcode.as_bytes()),
         };
-        Hash((hash >> 32) as u32)
+        OpcodeHash((hash >> 32) as u32)
     }
 
     /// The place with this hash that `is_it` holds of.
     #[inline]
-    pub(super) fn find(&self, hash: Hash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn find(&self, hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash.0 as usize & mask;
         loop {
@@ -74,17 +86,16 @@ impl OpcodeIndex {
         }
     }
 
-    /// The first place to look at, if there is one: what a look-up is likely to find. For a caller that has many of them to
-    /// do and wants the memory of all to be fetched at once.
+    /// What is first looked at for this hash. For a caller that has many look-ups to do and wants the memory of all to be
+    /// fetched at once: it takes all first glances before it makes anything of one of them, so that no branch waits.
     #[inline]
-    pub(super) fn guess(&self, hash: Hash) -> Option<u32> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let slot = self.slots[hash.0 as usize & mask];
-        (slot != 0).then(|| place_of(slot))
+    pub(super) fn glance(&self, hash: OpcodeHash) -> Glance {
+        let mask = self.slots.len().wrapping_sub(1);
+        Glance(self.slots.get(hash.0 as usize & mask).copied().unwrap_or(0))
     }
 
     /// Takes in a place that is not here yet.
-    pub(super) fn insert(&mut self, hash: Hash, place: u32) {
+    pub(super) fn insert(&mut self, hash: OpcodeHash, place: u32) {
         if (self.taken + 1) * 4 > self.slots.len() * 3 {
             self.grow((self.taken + 1) * 2);
         }
@@ -92,14 +103,21 @@ impl OpcodeIndex {
         put(&mut self.slots, slot(hash, place));
     }
 
+    /// Makes room for so many places in all.
+    pub(super) fn reserve(&mut self, places: usize) {
+        if places * 4 > self.slots.len() * 3 {
+            self.grow(places * 4 / 3 + 1);
+        }
+    }
+
     /// What was at one place is at another now.
-    pub(super) fn replace(&mut self, hash: Hash, place: u32, with: u32) {
+    pub(super) fn replace(&mut self, hash: OpcodeHash, place: u32, with: u32) {
         let at = self.slot_of(hash, place);
         self.slots[at] = slot(hash, with);
     }
 
     /// Removes a place that is here.
-    pub(super) fn remove(&mut self, hash: Hash, place: u32) {
+    pub(super) fn remove(&mut self, hash: OpcodeHash, place: u32) {
         let mask = self.slots.len() - 1;
         let mut hole = self.slot_of(hash, place);
         let mut at = hole;
@@ -120,7 +138,7 @@ impl OpcodeIndex {
         self.taken -= 1;
     }
 
-    fn slot_of(&self, hash: Hash, place: u32) -> usize {
+    fn slot_of(&self, hash: OpcodeHash, place: u32) -> usize {
         let mask = self.slots.len() - 1;
         let mut at = hash.0 as usize & mask;
         while self.slots[at] != slot(hash, place) {
@@ -150,13 +168,13 @@ fn put(slots: &mut [Slot], content: Slot) {
 }
 
 #[inline]
-fn slot(hash: Hash, place: u32) -> Slot {
+fn slot(hash: OpcodeHash, place: u32) -> Slot {
     (u64::from(hash.0) << 32) | (u64::from(place) + 1)
 }
 
 #[inline]
-fn hash_of(slot: Slot) -> Hash {
-    Hash((slot >> 32) as u32)
+fn hash_of(slot: Slot) -> OpcodeHash {
+    OpcodeHash((slot >> 32) as u32)
 }
 
 #[inline]

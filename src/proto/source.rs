@@ -167,8 +167,9 @@ impl SourceCore {
     /// Looks at what setting these will need, all at the same time, so that setting them does not wait for memory one after the
     /// other. Changes nothing.
     pub(crate) fn touch_all<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {
-        let guesses: SmallVec<[ItemId; 32]> =
-            opcodes.filter_map(|opcode| self.store.guess(table, opcode)).collect();
+        let glances = self.store.glances(table, opcodes);
+        let places = glances.iter().filter_map(|glance| glance.place());
+        let guesses: SmallVec<[ItemId; 32]> = places.map(|index| ItemId { table, index }).collect();
         let mut seen = 0;
         for &id in &guesses {
             seen ^= self.store.item(id).change.value();

@@ -14,8 +14,9 @@
 //!    vacant.
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
-use super::index::OpcodeIndex;
+use super::index::{Glance, OpcodeIndex};
 use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -190,15 +191,19 @@ impl Store {
         self.set_otherwise(id, opcode, index, value)
     }
 
-    /// Where the item of this opcode is likely to lie. `None` also if there are so few that they are near in any case.
+    /// What look-ups of these opcodes see first. Nothing if there are so few items that they are near in any case.
     #[inline]
-    pub(crate) fn guess(&self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+    pub(super) fn glances<'a>(
+        &self,
+        table: TableId,
+        opcodes: impl Iterator<Item = &'a Opcode>,
+    ) -> SmallVec<[Glance; 32]> {
         let stored = &self.tables[usize::from(table)];
         if stored.items.len() < FAR_ITEMS {
-            return None;
+            return SmallVec::new();
         }
-        let index = stored.index.guess(stored.index.hash(opcode))?;
-        Some(ItemId { table, index })
+        let hashes: SmallVec<[_; 32]> = opcodes.map(|opcode| stored.index.hash(opcode)).collect();
+        hashes.iter().map(|hash| stored.index.glance(*hash)).collect()
     }
 
     /// Fetches the ends of an item's value.

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! `change` is the change's full number, its low half the sync sequence number. `created` is the number of the change
-//! that began this life of the item (kind end: the oldest ordinal that is still unacknowledged). `ordinal` is the low
+//! that began this life of the item (kind end: the oldest ordinal that is still unacknowledged; kind table: the number of its
+//! items). `ordinal` is the low
 //! half of the record's place in this link; a ring holds far fewer than 2^31 records, so the receiver knows the rest.
 
 use super::{WireError, u16_at, u32_at, u64_at};
@@ -39,8 +40,8 @@ pub(crate) enum Payload<'a> {
     Set { opcode: &'a [u8], value: &'a [u8], created: ChangeNumber },
     /// The item is gone.
     Remove { opcode: &'a [u8] },
-    /// The table's number stands for this name on this link.
-    Table { name: &'a str },
+    /// The table's number stands for this name on this link. It holds so many items now: a hint.
+    Table { name: &'a str, items: u64 },
     /// The item is there, but its value could not be had when it was to be sent.
     Named { opcode: &'a [u8] },
     /// All that the table held was named; `oldest_unacked` is the lowest ordinal that still waits for its ack.
@@ -62,7 +63,7 @@ impl<'a> Frame<'a> {
             Payload::Set { created, .. } => (SET, created.value()),
             Payload::Remove { .. } => (REMOVE, 0),
             Payload::Named { .. } => (NAMED, 0),
-            Payload::Table { .. } => (TABLE, 0),
+            Payload::Table { items, .. } => (TABLE, items),
             Payload::End { oldest_unacked } => (END, oldest_unacked),
         };
         let (opcode, _) = self.body();
@@ -105,7 +106,7 @@ impl<'a> Frame<'a> {
             SET => Payload::Set { opcode, value, created: ChangeNumber::from_wire(extra) },
             REMOVE => Payload::Remove { opcode },
             NAMED => Payload::Named { opcode },
-            TABLE => Payload::Table { name: table_name(value)? },
+            TABLE => Payload::Table { name: table_name(value)?, items: extra },
             END => Payload::End { oldest_unacked: extra },
             kind => {
                 return Err(WireError::Field {
@@ -131,7 +132,7 @@ impl<'a> Frame<'a> {
         match self.payload {
             Payload::Set { opcode, value, .. } => (opcode, value),
             Payload::Remove { opcode } | Payload::Named { opcode } => (opcode, &[]),
-            Payload::Table { name } => (&[], name.as_bytes()),
+            Payload::Table { name, .. } => (&[], name.as_bytes()),
             Payload::End { .. } => (&[], &[]),
         }
     }
@@ -163,7 +164,7 @@ mod tests {
             Payload::Set { opcode: &[7; 255], value: b"", created },
             Payload::Remove { opcode: b"" },
             Payload::Named { opcode: b"key" },
-            Payload::Table { name: "ipv4" },
+            Payload::Table { name: "ipv4", items: 7 },
             Payload::End { oldest_unacked: u64::MAX },
         ]
     }

@@ -2,7 +2,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::super::index::OpcodeIndex;
+use super::super::index::{Glance, OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::opcode::Opcode;
@@ -84,19 +84,32 @@ impl Records {
         Records { entries: Vec::new(), index: OpcodeIndex::new() }
     }
 
+    /// Makes room for so many records in all, if there is memory for it.
+    pub(super) fn reserve(&mut self, records: usize) {
+        if self.entries.try_reserve(records.saturating_sub(self.entries.len())).is_ok() {
+            self.index.reserve(records);
+        }
+    }
+
     #[inline]
     fn find(&self, opcode: &Opcode) -> Option<usize> {
         let is_it = |place: u32| self.entries[place as usize].0 == *opcode;
         self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
     }
 
-    /// Where the record of this opcode is likely to lie. `None` also if there are so few that they are near in any case.
+    /// The hash of this opcode. `None` if there are so few records that they are near in any case.
     #[inline]
-    pub(super) fn guess(&self, opcode: &[u8]) -> Option<u32> {
+    pub(super) fn hash_if_far(&self, opcode: &[u8]) -> Option<OpcodeHash> {
         if self.entries.len() < FAR_RECORDS {
             return None;
         }
-        self.index.guess(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
+        Some(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
+    }
+
+    /// What a look-up with this hash sees first.
+    #[inline]
+    pub(super) fn glance(&self, hash: OpcodeHash) -> Glance {
+        self.index.glance(hash)
     }
 
     /// Fetches the record.

@@ -217,7 +217,10 @@ impl Session {
                     Value::Vacant => unreachable!("an entry of a vacant place was forgotten or acknowledged"),
                 }
             }
-            EntryKind::TableName => Payload::Table { name: &store.tables()[usize::from(entry.table)].name },
+            EntryKind::TableName => {
+                let table = &store.tables()[usize::from(entry.table)];
+                Payload::Table { name: &table.name, items: table.live.into() }
+            }
             EntryKind::TableEnd => Payload::End { oldest_unacked: self.cache.oldest_unacked() },
         };
         self.frame_of(entry, self.change_of(entry, store), payload)
