@@ -239,11 +239,12 @@ impl DestinationCore {
         if hashes.is_empty() {
             return;
         }
-        let glance = |&(table, hash): &(usize, _)| (table, self.tables[table].records.glance(hash));
-        let glances: SmallVec<[_; 16]> = hashes.iter().map(glance).collect();
-        let places = glances.iter().filter_map(|(table, glance)| Some((*table, glance.place()?)));
-        let places: SmallVec<[(usize, u32); 16]> = places.collect();
         let mut seen = 0;
+        for &(table, hash) in &hashes {
+            seen ^= self.tables[table].records.touch_index(hash);
+        }
+        let place = |&(table, hash): &(usize, _)| Some((table, self.tables[table].records.likely(hash)?));
+        let places: SmallVec<[(usize, u32); 16]> = hashes.iter().filter_map(place).collect();
         for &(table, place) in &places {
             seen ^= self.tables[table].records.touch(place);
         }

@@ -27,18 +27,6 @@ pub(super) struct OpcodeIndex {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpcodeHash(u32);
 
-/// What a look-up sees first.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Glance(Slot);
-
-impl Glance {
-    /// The place that the look-up is likely to find.
-    #[inline]
-    pub(super) fn place(self) -> Option<u32> {
-        (self.0 != 0).then(|| place_of(self.0))
-    }
-}
-
 /// 0, or the hash in the high half and the place, plus one, in the low half.
 type Slot = u64;
 
@@ -86,12 +74,18 @@ impl OpcodeIndex {
         }
     }
 
-    /// What is first looked at for this hash. For a caller that has many look-ups to do and wants the memory of all to be
-    /// fetched at once: it takes all first glances before it makes anything of one of them, so that no branch waits.
+    /// Fetches what a look-up sees first. A caller that has many look-ups to do calls this for all of them, in a loop of nothing
+    /// else, before it looks anything up: then it waits for memory once.
     #[inline]
-    pub(super) fn glance(&self, hash: OpcodeHash) -> Glance {
+    pub(super) fn touch(&self, hash: OpcodeHash) -> u64 {
         let mask = self.slots.len().wrapping_sub(1);
-        Glance(self.slots.get(hash.0 as usize & mask).copied().unwrap_or(0))
+        self.slots.get(hash.0 as usize & mask).copied().unwrap_or(0)
+    }
+
+    /// The place that a look-up finds, unless two opcodes have the same hash.
+    #[inline]
+    pub(super) fn likely(&self, hash: OpcodeHash) -> Option<u32> {
+        self.find(hash, |_| true)
     }
 
     /// Takes in a place that is not here yet.

@@ -23,8 +23,6 @@ mod session;
 
 use std::time::Instant;
 
-use smallvec::SmallVec;
-
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
@@ -167,17 +165,17 @@ impl SourceCore {
     /// Looks at what setting these will need, all at the same time, so that setting them does not wait for memory one after the
     /// other. Changes nothing.
     pub(crate) fn touch_all<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {
-        let glances = self.store.glances(table, opcodes);
-        let places = glances.iter().filter_map(|glance| glance.place());
-        let guesses: SmallVec<[ItemId; 32]> = places.map(|index| ItemId { table, index }).collect();
+        let items = self.store.likely(table, opcodes);
         let mut seen = 0;
-        for &id in &guesses {
-            seen ^= self.store.item(id).change.value();
+        for &id in &items {
+            // An item can lie across two cache lines.
+            let Item { opcode, change, .. } = self.store.item(id);
+            seen ^= opcode.as_bytes().len() as u64 ^ change.value();
             for session in self.sessions.iter().flatten() {
                 seen ^= session.cache.entry(EntryId::item(id)).change().value();
             }
         }
-        for &id in &guesses {
+        for &id in &items {
             seen ^= self.store.touch_value(id);
         }
         std::hint::black_box(seen);

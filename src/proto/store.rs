@@ -16,7 +16,7 @@
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use super::index::{Glance, OpcodeIndex};
+use super::index::OpcodeIndex;
 use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -191,19 +191,22 @@ impl Store {
         self.set_otherwise(id, opcode, index, value)
     }
 
-    /// What look-ups of these opcodes see first. Nothing if there are so few items that they are near in any case.
+    /// Where the items of these opcodes lie, most likely; the memory of the index is waited for once. Nothing if there are so
+    /// few items that they are near in any case.
     #[inline]
-    pub(super) fn glances<'a>(
+    pub(super) fn likely<'a>(
         &self,
         table: TableId,
         opcodes: impl Iterator<Item = &'a Opcode>,
-    ) -> SmallVec<[Glance; 32]> {
+    ) -> SmallVec<[ItemId; 32]> {
         let stored = &self.tables[usize::from(table)];
         if stored.items.len() < FAR_ITEMS {
             return SmallVec::new();
         }
         let hashes: SmallVec<[_; 32]> = opcodes.map(|opcode| stored.index.hash(opcode)).collect();
-        hashes.iter().map(|hash| stored.index.glance(*hash)).collect()
+        std::hint::black_box(hashes.iter().fold(0, |seen, hash| seen ^ stored.index.touch(*hash)));
+        let places = hashes.iter().filter_map(|hash| stored.index.likely(*hash));
+        places.map(|index| ItemId { table, index }).collect()
     }
 
     /// Fetches the ends of an item's value.

@@ -2,7 +2,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::super::index::{Glance, OpcodeHash, OpcodeIndex};
+use super::super::index::{OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::opcode::Opcode;
@@ -106,16 +106,24 @@ impl Records {
         Some(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
     }
 
-    /// What a look-up with this hash sees first.
+    /// Fetches what a look-up with this hash sees first.
     #[inline]
-    pub(super) fn glance(&self, hash: OpcodeHash) -> Glance {
-        self.index.glance(hash)
+    pub(super) fn touch_index(&self, hash: OpcodeHash) -> u64 {
+        self.index.touch(hash)
+    }
+
+    /// Where the record with this hash lies, most likely.
+    #[inline]
+    pub(super) fn likely(&self, hash: OpcodeHash) -> Option<u32> {
+        self.index.likely(hash)
     }
 
     /// Fetches the record.
     #[inline]
     pub(super) fn touch(&self, place: u32) -> u64 {
-        self.entries[place as usize].1.change.value()
+        // A record can lie across two cache lines.
+        let (opcode, record) = &self.entries[place as usize];
+        opcode.as_bytes().len() as u64 ^ record.change.value()
     }
 
     /// Fetches the ends of the record's value.
