@@ -5,7 +5,7 @@
 use std::hint::spin_loop;
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::peer::{Words, fork_on};
 use super::report::Recorder;
@@ -88,6 +88,28 @@ pub(crate) fn eventfd(cpu: usize, round_trips: u64) -> f64 {
         unsafe { libc::close(fd) };
     }
     mean
+}
+
+/// One process sleeps and then wakes another through an eventfd, so many times. Answers the share of a cpu that both take.
+pub(crate) fn eventfd_at_leisure(cpus: [usize; 2], times: u32, pause: Duration) -> f64 {
+    const USED_NS: usize = 0;
+    let (fd, words) = (eventfd_new(), Words::new(1));
+    let peer = fork_on(&[cpus[1]], || {
+        let before = cpu::process_time();
+        (0..times).for_each(|_| eventfd_read(fd));
+        words.set(USED_NS, (cpu::process_time() - before).as_nanos() as u64);
+    });
+    cpu::pin(cpus[0]);
+    let (start, before) = (Instant::now(), cpu::process_time());
+    for _ in 0..times {
+        std::thread::sleep(pause);
+        eventfd_write(fd);
+    }
+    let (elapsed, ours) = (start.elapsed(), cpu::process_time() - before);
+    peer.join();
+    // SAFETY: opened above, and nobody uses it any more.
+    unsafe { libc::close(fd) };
+    (ours + Duration::from_nanos(words.get(USED_NS))).as_secs_f64() / elapsed.as_secs_f64()
 }
 
 fn eventfd_new() -> i32 {

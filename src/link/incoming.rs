@@ -53,7 +53,7 @@ pub(crate) enum Woken {
 }
 
 /// How often the cpu is offered to others before a destination sleeps: some microseconds, as long as a wake-up takes.
-const YIELDS_BEFORE_SLEEP: u32 = 16;
+const YIELDS_BEFORE_SLEEP: u32 = 6;
 
 /// So many records are copied out of the ring before the first of them is handled, and so many bytes at most, not counting
 /// the last: then what each of them needs is fetched at the same time.
