@@ -6,30 +6,58 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "ack ignores the entry's newer sequence number",
         file: "proto/cache.rs",
-        edits: &[("if «self.is_newest(&record, store)» { deleted(", "self.entry(record.entry).is_unacked()")],
+        edits: &[
+            ("if «entry.change == record.change && entry.is_unacked()» {", "entry.is_unacked()"),
+            ("else if «self.is_newest(&record)» { deleted(", "self.entry(record.entry).is_unacked()"),
+        ],
     },
     Mutant {
         fault: "range ack over an unsent change: it covers what waits with a sequence number in the range",
         file: "proto/cache.rs",
         edits: &[(
-            "deleted(self.delete(record.entry, store)); } } «» self.drop_superseded(store);",
-            "let covers = |item: &ItemId| {
-                let seq = store.item(*item).change.seq().value();
-                (ack.first_seq.value()..=ack.last_seq.value()).contains(&seq)
+            "«»self.drop_superseded(); Ok(before - self.unacked)",
+            "let covers = |(_, entry): &(ItemId, CacheEntry)| {
+                (ack.first_seq.value()..=ack.last_seq.value()).contains(&entry.change.seq().value())
             };
-            let covered: Vec<ItemId> = self.unacked_items().map(|(item, _)| item).filter(covers).collect();
+            let covered: Vec<ItemId> = self.unacked_items().filter(covers).map(|(item, _)| item).collect();
             for item in covered {
-                deleted(self.delete(EntryId::item(item), store));
+                deleted(self.delete(EntryId::item(item)));
             }",
         )],
     },
     Mutant {
         fault: "acks match by the 32-bit sequence number",
         file: "proto/cache.rs",
-        edits: &[(
-            "is_unacked() && «self.change_of(record.entry, store) == record.change»",
-            "self.change_of(record.entry, store).seq() == record.change.seq()",
-        )],
+        edits: &[
+            (
+                "if «entry.change == record.change» && entry.is_unacked() {",
+                "entry.change.seq() == record.change.seq()",
+            ),
+            (
+                "entry.is_unacked() && «entry.change == record.change» }",
+                "entry.change.seq() == record.change.seq()",
+            ),
+        ],
+    },
+    Mutant {
+        fault: "a change that goes at once keeps its item's old number",
+        file: "proto/cache.rs",
+        edits: &[("entry.flags |= CacheEntry::UNACKED; «entry.change = change;»", "")],
+    },
+    Mutant {
+        fault: "a change that goes at once satisfies the flushes of the one before",
+        file: "proto/cache/entry.rs",
+        edits: &[("&& «self.flushes == 0» && self.attempts == 0", "true")],
+    },
+    Mutant {
+        fault: "a change that goes at once leaves its item among those that fail",
+        file: "proto/cache/entry.rs",
+        edits: &[("&& self.flushes == 0 && «self.attempts == 0»", "true")],
+    },
+    Mutant {
+        fault: "the ack of what a source does not keep leaves its item there",
+        file: "proto/cache.rs",
+        edits: &[("&& entry.is_plain() && «table.keeps_all» {", "true")],
     },
     Mutant {
         fault: "a change of an item that is in flight gets no place in the queue",

@@ -60,7 +60,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             "pub(crate) fn detach(&mut self) { self.link = None; «» }",
             "let attach = self.attach;
             for table in &mut self.tables {
-                table.records.retain(|_, record| record.confirmed_on == attach);
+                table.records.remove_where(|_, record| record.confirmed_on != attach);
             }",
         )],
     },
@@ -198,6 +198,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "range ack over an unsent change: a range grows over what was not applied",
         file: "proto/destination/acks.rs",
-        edits: &[("&& «last.last + 1 == ordinal» {", "last.last < ordinal")],
+        edits: &[("Some(last) if «last.last + 1 == ordinal» =>", "last.last < ordinal")],
     },
 ];

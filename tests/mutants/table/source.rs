@@ -21,9 +21,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[
             (
                 "session.handle_sent(request.entry, «request.change», &mut self.store);",
-                "session.cache.change_of(request.entry, &self.store)",
+                "session.change_of(request.entry, &self.store)",
             ),
-            ("session.frame_of(entry, «change», payload)", "session.cache.change_of(entry, &self.store)"),
+            ("session.frame_of(entry, «change», payload)", "session.change_of(entry, &self.store)"),
         ],
     },
     Mutant {
@@ -34,7 +34,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "resend of a cached old value: a change replaces the number and not the data",
         file: "proto/store.rs",
-        edits: &[("if old.len() == new.len() => «old.copy_from_slice(new)»,", "()")],
+        edits: &[
+            ("item.change = self.last_change; «old.copy_from_slice(new);»", ""),
+            ("if old.len() == new.len() => «old.copy_from_slice(new)»,", "()"),
+        ],
     },
     Mutant {
         fault: "tombstone dropped before ack: a remove that was sent counts as acknowledged",
@@ -64,7 +67,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a destination that is gone leaves its tombstones",
         file: "proto/source.rs",
-        edits: &[("«for item in session.cache.owed(&self.store) { self.store.settle(item); }»", "")],
+        edits: &[("«for item in session.cache.owed() { self.store.settle(item); }»", "")],
     },
     Mutant {
         fault: "a destination that is gone leaves its enumerations under way",
@@ -87,7 +90,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[(
             "session.handle_full(); «»",
             "if let Some(entry) = session.next(&self.store) {
-                let change = session.cache.change_of(entry, &self.store);
+                let change = session.change_of(entry, &self.store);
                 session.handle_sent(entry, change, &mut self.store);
                 let (last, seq) = (session.cache.next_ordinal() - 1, change.seq());
                 self.handle_ack(id, Ack { first: last, last, first_seq: seq, last_seq: seq }).unwrap();
@@ -150,6 +153,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "the end marker says that nothing is unacknowledged",
         file: "proto/source/session.rs",
-        edits: &[("oldest_unacked: «self.cache.oldest_unacked(store)»", "self.cache.next_ordinal()")],
+        edits: &[("oldest_unacked: «self.cache.oldest_unacked()»", "self.cache.next_ordinal()")],
     },
 ];
