@@ -22,6 +22,9 @@ pub(crate) struct Consumer<M> {
     position: u64,
     /// What the head in shared memory says; behind `position` until the next release.
     released: u64,
+    /// Where the ring was begun anew, if nothing was released since, or `released`: the producer may be one capacity ahead
+    /// of it.
+    kept_from: u64,
     /// The producer's tail as last seen, checked; the true one may be further on.
     tail: u64,
     handshake: Handshake,
@@ -49,6 +52,7 @@ impl<M: ConsumerMemory> Consumer<M> {
             geometry: Geometry::new(capacity),
             position,
             released: position,
+            kept_from: position,
             tail: position,
             handshake: Handshake::default(),
         }
@@ -118,6 +122,7 @@ impl<M: ConsumerMemory> Consumer<M> {
         // producer's load of the head, in `Producer::refresh_head`.
         self.memory.store_own(Word::Cursor, self.position, Release);
         self.released = self.position;
+        self.kept_from = self.position;
         true
     }
 
@@ -204,7 +209,6 @@ impl<M: ConsumerMemory> Consumer<M> {
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
         self.memory.fence(Acquire);
 
-        let mut at_most = self.released.wrapping_add(self.geometry.capacity());
         if found != self.position {
             // Relaxed: not older than the tail, by the fence above. Its partner is the store in
             // `Producer::begin_anew_if_drained`, before that of the tail.
@@ -212,10 +216,9 @@ impl<M: ConsumerMemory> Consumer<M> {
             let ahead = start.wrapping_sub(self.position);
             if ahead > 0 && ahead <= self.geometry.to_end(self.position) {
                 self.begin_anew(start, found)?;
-                at_most = start.wrapping_add(self.geometry.capacity());
             }
         }
-        let at_least = self.position;
+        let (at_least, at_most) = (self.position, self.kept_from.wrapping_add(self.geometry.capacity()));
         if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
             return Err(RingError::TailOutOfRange { found, at_least, at_most });
         }
@@ -237,6 +240,7 @@ impl<M: ConsumerMemory> Consumer<M> {
             return Err(RingError::StartOutOfPlace { found: start, expected, tail, released: self.released });
         }
         self.position = start;
+        self.kept_from = start;
         Ok(())
     }
 

@@ -237,6 +237,30 @@ fn ring_that_ran_empty_begins_anew_and_takes_as_much_as_before() {
 }
 
 #[test]
+fn ring_that_was_begun_anew_can_be_filled_while_what_was_read_is_not_released() {
+    let (mut producer, mut consumer) = ring(1024);
+    producer.set_hot_bytes(64);
+    for _ in 0..2 {
+        assert!(write(&mut producer, &[1; 56]));
+        producer.publish();
+        assert!(read(&mut consumer).unwrap().is_some());
+        consumer.release();
+    }
+    assert!(write(&mut producer, &[2; 56]));
+    producer.publish();
+    assert!(read(&mut consumer).unwrap().is_some());
+    let mut written = 1;
+    while write(&mut producer, &[3; 56]) {
+        written += 1;
+    }
+    assert_eq!(written, 1024 / 64, "all of the ring");
+    producer.publish();
+    for _ in 1..written {
+        assert!(read(&mut consumer).unwrap().is_some(), "the tail may be that far ahead");
+    }
+}
+
+#[test]
 fn ring_with_something_to_read_is_not_begun_anew() {
     let (mut producer, mut consumer) = ring(1 << 16);
     assert!(write(&mut producer, &[1; 8]));
@@ -267,9 +291,20 @@ fn capacity_must_be_a_power_of_two() {
 
 #[test]
 fn records_of_random_sizes_arrive_at_a_polling_consumer() {
+    let (producer, consumer) = ring(1024);
+    arrive_at_a_polling_consumer(producer, consumer);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_from_a_ring_that_begins_anew_all_the_time() {
+    let (mut producer, consumer) = ring(1024);
+    producer.set_hot_bytes(64);
+    arrive_at_a_polling_consumer(producer, consumer);
+}
+
+fn arrive_at_a_polling_consumer(mut producer: Producer<HeapMemory>, mut consumer: Consumer<HeapMemory>) {
     const SEED: u64 = 0x5EED;
     const RECORDS: u64 = 300_000;
-    let (mut producer, mut consumer) = ring(1024);
 
     let writer = thread::spawn(move || {
         let mut random = Random::new(SEED);
