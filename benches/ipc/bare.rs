@@ -90,10 +90,11 @@ pub(crate) fn round_trip(cpus: [usize; 2], round_trips: u64) -> f64 {
     mean
 }
 
-/// Records one way, published in batches. Answers records a second.
+/// Records one way, published and released in batches: of 64 records, or of an eighth of the ring. Answers records a second.
 pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 {
     let words = Words::new(4);
     let ring_bytes = 1 << 18;
+    let batch = (ring_bytes / 8 / value_bytes as u64).clamp(1, 64);
     let peer = fork_on(&[cpus[1]], || {
         let mut side = meet(&words, 1, ring_bytes);
         let mut n = 0;
@@ -101,12 +102,15 @@ pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 
             while let Some(value) = side.into.try_read(&mut side.scratch).expect("a sane peer") {
                 assert_eq!(record::verify(value), n);
                 n += 1;
-                if n.is_multiple_of(256) {
+                if n.is_multiple_of(batch) {
                     side.into.release();
                 }
             }
             side.into.release();
-            std::hint::spin_loop();
+            // Lets the producer get ahead, rather than take its cache lines from it one by one.
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
         }
         side.send(&n.to_ne_bytes());
         side.out.publish();
@@ -121,7 +125,7 @@ pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 
             side.out.publish();
             std::hint::spin_loop();
         }
-        if n.is_multiple_of(64) {
+        if n.is_multiple_of(batch) {
             side.out.publish();
         }
     }
