@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENCE, replica, source_options, until};
 use raw::{
     ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO, MAGIC,
-    RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
+    LAYOUT_VERSION, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
     sparse_memory, wanted,
 };
 use shmirror::{Replica, Source, Table};
@@ -245,14 +245,14 @@ fn region_that_is_not_what_the_hello_says_is_answered_with_the_reason() {
         ),
         (
             header(MAGIC, 9, ACK_REGION, ACK_RING_BYTES),
-            "the peer's region has layout version 9, expected 1; use the same version of shmirror on both sides",
+            "the peer's region has layout version 9, expected 2; use the same version of shmirror on both sides",
         ),
         (
-            header(MAGIC, 1, CHANGE_REGION, ACK_RING_BYTES),
+            header(MAGIC, LAYOUT_VERSION, CHANGE_REGION, ACK_RING_BYTES),
             "the peer's region is of kind 1, expected 2 (ack region)",
         ),
         (
-            header(MAGIC, 1, ACK_REGION, 1 << 16),
+            header(MAGIC, LAYOUT_VERSION, ACK_REGION, 1 << 16),
             "the peer's region is for a ring of 65536 bytes, expected 4096",
         ),
         (

@@ -23,6 +23,8 @@ use crate::common::PATIENCE;
 
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"shmirror");
 pub(crate) const VERSION: u32 = 1;
+/// Of the layout of a region.
+pub(crate) const LAYOUT_VERSION: u32 = 2;
 pub(crate) const HELLO: u32 = 1;
 pub(crate) const ACCEPT: u32 = 2;
 pub(crate) const REFUSE: u32 = 3;
@@ -177,7 +179,7 @@ pub(crate) struct RawRegion {
 
 impl RawRegion {
     pub(crate) fn new(kind: u32, ring_bytes: u64, identity: u64) -> RawRegion {
-        Self::with_header(MAGIC, 1, kind, ring_bytes, ring_bytes, identity)
+        Self::with_header(MAGIC, LAYOUT_VERSION, kind, ring_bytes, ring_bytes, identity)
     }
 
     /// A region for a ring of `ring_bytes` whose header says something else.
