@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENCE, replica, source_options, until};
 use raw::{
-    ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO, MAGIC,
-    LAYOUT_VERSION, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
+    ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO, LAYOUT_VERSION,
+    MAGIC, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
     sparse_memory, wanted,
 };
 use shmirror::{Replica, Source, Table};
