@@ -72,6 +72,8 @@ const FRAMES_PER_TURN: u32 = 1024;
 const YIELDS_TO_TIMER: u32 = 50;
 /// How often the timer thread looks at a full ring, giving way to others, without seeing that anything has left it.
 const YIELDS_WITHOUT_ROOM: u32 = 32;
+/// And for how long at most, whatever leaves it: other links have their turn then.
+const AWAKE_FOR_ROOM: Duration = Duration::from_micros(500);
 /// Questions to the application on one link before others have their turn.
 const READS_PER_TURN: u32 = 64;
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
@@ -414,10 +416,10 @@ impl Service {
     }
 
     /// A destination that is awake makes room sooner than it could wake this thread: as long as it goes on doing so, others get
-    /// the cpu and the lock, until there is enough to be worth a turn. Answers whether there is.
+    /// the cpu and the lock, until there is enough to be worth a turn, or it is time for other links. Answers whether there is.
     fn await_room(&self, session: SessionId) -> bool {
-        let (mut seen, mut in_vain) = (None, 0);
-        while in_vain < YIELDS_WITHOUT_ROOM {
+        let (mut seen, mut in_vain, since) = (None, 0, Instant::now());
+        while in_vain < YIELDS_WITHOUT_ROOM && since.elapsed() < AWAKE_FOR_ROOM {
             std::thread::yield_now();
             let mut state = self.shared.lock_for_timer();
             let Some(link) = state.links[session].as_mut() else { return false };
