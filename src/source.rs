@@ -145,21 +145,36 @@ impl Source {
         if destinations.is_empty() {
             return Ok(Flushed::NoDestination);
         }
-        // A destination that is awake acknowledges sooner than a flush is set up.
-        for look in 0..LOOKS_BEFORE_FLUSH {
-            self.handle.shared.drain_acks(&mut state);
-            if is_settled(&state, &destinations) {
-                return Ok(Flushed::Acked(destinations.len()));
+        // A destination that is awake acknowledges sooner than a flush is set up, and before the clock was read twice.
+        let acked = Ok(Flushed::Acked(destinations.len()));
+        for _ in 0..SPINS_BEFORE_FLUSH {
+            if self.is_settled(&mut state, &destinations) {
+                return acked;
             }
             drop(state);
-            if look < SPINS_BEFORE_FLUSH {
-                std::hint::spin_loop()
-            } else {
-                std::thread::yield_now()
-            }
+            std::hint::spin_loop();
             state = self.handle.shared.lock();
         }
-        self.flush_registered(state, only, &destinations, deadline_after(timeout))
+        let deadline = deadline_after(timeout);
+        let awake_until = deadline.min(Instant::now() + AWAKE_BEFORE_FLUSH);
+        while Instant::now() < awake_until {
+            if self.is_settled(&mut state, &destinations) {
+                return acked;
+            }
+            drop(state);
+            std::thread::yield_now();
+            state = self.handle.shared.lock();
+        }
+        self.flush_registered(state, only, &destinations, deadline)
+    }
+
+    /// Takes acks in; answers whether these destinations are all attached and have acknowledged everything.
+    fn is_settled(&self, state: &mut State, destinations: &[DestinationId]) -> bool {
+        self.handle.shared.drain_acks(state);
+        destinations.iter().all(|destination| {
+            let link = state.links.iter().flatten().find(|link| link.id == *destination);
+            link.is_some_and(|link| link.failed.is_none() && state.core.is_settled(link.session))
+        })
     }
 
     fn flush_registered(
@@ -278,24 +293,16 @@ struct Forked;
 /// A table's name travels in a record, and shall fit any ring.
 const MAX_TABLE_NAME_BYTES: usize = 255;
 
-/// How often a flush looks for acks before it has itself woken.
-const LOOKS_BEFORE_FLUSH: u32 = 48;
-/// Among them, how often it does so without giving way to others.
+/// How often a flush looks for acks without giving way to others.
 const SPINS_BEFORE_FLUSH: u32 = 16;
+/// And for how long it looks after that, giving way to others, before it has itself woken.
+const AWAKE_BEFORE_FLUSH: Duration = Duration::from_micros(20);
 
 /// Mostly there are few.
 type Destinations = SmallVec<[DestinationId; 4]>;
 
 fn attached(state: &State) -> Destinations {
     state.links.iter().flatten().map(|link| link.id).collect()
-}
-
-/// Whether these destinations are all attached and have acknowledged everything.
-fn is_settled(state: &State, destinations: &[DestinationId]) -> bool {
-    destinations.iter().all(|destination| {
-        let link = state.links.iter().flatten().find(|link| link.id == *destination);
-        link.is_some_and(|link| link.failed.is_none() && state.core.is_settled(link.session))
-    })
 }
 
 /// How a flush ended, if it has.

@@ -6,7 +6,7 @@
 //! 3. Records that the source published before it died are still applied: the rings outlive their maker.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::LinkError;
 use crate::proto::destination::{DestinationCore, Event};
@@ -52,8 +52,9 @@ pub(crate) enum Woken {
     SourceGone,
 }
 
-/// How often the cpu is offered to others before a destination sleeps: some microseconds, as long as a wake-up takes.
+/// How often, and for how long at most, the cpu is offered to others before a destination sleeps.
 const YIELDS_BEFORE_SLEEP: u32 = 6;
+const AWAKE_BEFORE_SLEEP: Duration = Duration::from_micros(20);
 
 /// So many records are copied out of the ring before the first of them is handled, and so many bytes at most, not counting
 /// the last: then what each of them needs is fetched at the same time.
@@ -170,10 +171,15 @@ impl IncomingLink {
         deadline: Option<Instant>,
         set: &mut PollSet,
     ) -> Result<Woken, LinkError> {
+        let until = Instant::now() + AWAKE_BEFORE_SLEEP;
         for _ in 0..YIELDS_BEFORE_SLEEP {
             std::thread::yield_now();
             if !core.is_congested() && !self.changes.is_empty()? {
                 return Ok(Woken::NotAsleep);
+            }
+            // Somebody else had the cpu for long: asleep, this side gets it back sooner.
+            if Instant::now() >= until {
+                break;
             }
         }
         self.changes.start_waiting();
