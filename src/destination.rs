@@ -354,6 +354,11 @@ impl Destination {
 
     fn look_for_source(&mut self) -> Result<(), RecvError> {
         let Attachment::Detached(watch) = &mut self.attachment else { return Ok(()) };
+        // Whoever can write there could put another socket under the name.
+        if let Err(error) = self.place.dir().prepare() {
+            self.retry.later();
+            return Err(error.into());
+        }
         let mut connected = rendezvous::connect(&self.place);
         // Only now: to close a watch takes Linux some ten milliseconds. And then once more, so that a source that appears in
         // between is not missed.
