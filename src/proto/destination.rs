@@ -58,7 +58,7 @@ pub struct DestinationStats {
     pub attaches: u64,
 }
 
-/// For so many items at most room is made before they come, whatever the source says of their number.
+/// On a link, for so many items at most room is made before they come, whatever the source says of their number.
 const MAX_RESERVED: u64 = 1 << 20;
 
 /// The most ranges of acks that wait while the ack ring is full; then the destination consumes no more.
@@ -90,6 +90,8 @@ struct Link {
     next_ordinal: u64,
     /// The newest record that is missing.
     last_gap: Option<u64>,
+    /// Items for which room was made before they came.
+    reserved: u64,
     acks: PendingAcks,
 }
 
@@ -391,7 +393,9 @@ impl DestinationCore {
             });
             self.tables.len() - 1
         });
-        self.tables[at].records.reserve(items.min(MAX_RESERVED) as usize);
+        let reserved = items.min(MAX_RESERVED - link.reserved);
+        link.reserved += reserved;
+        self.tables[at].records.reserve(reserved as usize);
         let number = usize::from(number);
         if link.tables.len() <= number {
             link.tables.resize(number + 1, None);
