@@ -93,7 +93,7 @@ impl ProducerMemory for ProducerMapping {
 
     #[inline(always)]
     fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
-        // SAFETY: as above.
+        // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
         unsafe { self.own.copy_in_all(offset, pieces) }
     }
 }

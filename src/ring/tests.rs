@@ -208,6 +208,25 @@ fn consumer_must_not_wait_with_unreleased_records() {
 }
 
 #[test]
+fn consumer_that_never_waits_is_never_rung_and_one_that_may_is() {
+    for polls in [true, false] {
+        let (mut producer, mut consumer) = ring(64);
+        if polls {
+            consumer.never_wait();
+        } else {
+            consumer.start_waiting();
+        }
+        let mut rings = 0;
+        for _ in 0..3 {
+            assert!(write(&mut producer, &[1]));
+            producer.publish();
+            rings += u32::from(producer.consumer_must_be_rung());
+        }
+        assert_eq!(rings, u32::from(!polls), "once for a wait, and there is none");
+    }
+}
+
+#[test]
 fn ring_that_ran_empty_begins_anew_and_takes_as_much_as_before() {
     const CAPACITY: u64 = 1 << 16;
     let (mut producer, mut consumer) = ring(CAPACITY);

@@ -58,11 +58,14 @@ impl WaitQueue {
     /// Gives up the front.
     #[inline]
     pub(super) fn pop(&mut self) {
-        self.len = self.len.saturating_sub(1);
+        if self.len == 0 {
+            return;
+        }
+        self.len -= 1;
         if self.lone.take().is_some() {
             return;
         }
-        let Some(&table) = self.turns.front() else { return };
+        let &table = self.turns.front().expect("there is a place, and it is not alone");
         let queue = &mut self.tables[usize::from(table)];
         queue.pop_front();
         if queue.is_empty() {
