@@ -8,18 +8,19 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use super::peer::{Words, fork_on};
-use super::report::Recorder;
+use super::report::Latency;
 use super::{cpu, record};
 
 /// A floor above this is that of two cpus which the host has moved apart.
 pub(crate) const FAR_NS: f64 = 150.0;
 
-/// A 64-byte record whose first word is also the flag, there and back, on two cpus. Answers the mean in ns.
-pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64, recorder: Option<&mut Recorder>) -> f64 {
+/// A 64-byte record whose first word is also the flag, there and back, on two cpus.
+pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64) -> Latency {
     let words = Words::new(4);
     let peer = fork_on(&[cpus[1]], || {
         let mut value = [0; 64];
-        for n in 1..=round_trips {
+        // once for the mean, once for the distribution
+        for n in 1..=2 * round_trips {
             receive(&words, 0, n);
             record::fill(&mut value, n);
             send(&words, 2, &value, n);
@@ -27,22 +28,15 @@ pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64, recorder: Option<&m
     });
     cpu::pin(cpus[0]);
     let mut value = [0; 64];
-    let mut recorder = recorder;
-    let mut before = Instant::now();
-    let start = before;
-    for n in 1..=round_trips {
+    let mut n = 0;
+    let latency = Latency::of(round_trips, || {
+        n += 1;
         record::fill(&mut value, n);
         send(&words, 0, &value, n);
         receive(&words, 2, n);
-        if let Some(recorder) = &mut recorder {
-            let now = Instant::now();
-            recorder.record(now - before);
-            before = now;
-        }
-    }
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    });
     peer.join();
-    mean
+    latency
 }
 
 fn send(words: &Words, line: usize, value: &[u8; 64], n: u64) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shmirror::{Event, Flushed, Replica, Sent, Source, Table, Wait};
 
 use super::peer::{Peer, Words, fork_on};
-use super::report::Recorder;
+use super::report::Latency;
 use super::{BOUND, cpu, record};
 
 /// What a destination's process tells, by word.
@@ -103,14 +103,8 @@ pub(crate) fn follow(dir: &Path, words: &Words, wait: Wait) {
     words.set(APPLIED, replica.stats().applied);
 }
 
-/// One change there and its ack back. Answers the mean in ns, without timing calls in the loop; the recorder, if any, is fed
-/// by a second loop with one such call a round trip.
-pub(crate) fn round_trip(
-    setup: Setup<'_>,
-    round_trips: u64,
-    opcodes: u64,
-    recorder: Option<&mut Recorder>,
-) -> f64 {
+/// One change there and its ack back.
+pub(crate) fn round_trip(setup: Setup<'_>, round_trips: u64, opcodes: u64) -> Latency {
     let mirror = Mirror::new(setup);
     let mut value = [0; 64];
     let mut n = 0;
@@ -122,21 +116,9 @@ pub(crate) fn round_trip(
         mirror.flush();
     };
     (0..round_trips / 10 + opcodes).for_each(|_| once());
-    let start = Instant::now();
-    (0..round_trips).for_each(|_| once());
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
-    if let Some(recorder) = recorder {
-        let mut before = Instant::now();
-        for _ in 0..round_trips {
-            once();
-            let now = Instant::now();
-            recorder.record(now - before);
-            before = now;
-        }
-    }
-    let all = n;
-    assert_eq!(mirror.finish(), [all], "every change was applied");
-    mean
+    let latency = Latency::of(round_trips, once);
+    assert_eq!(mirror.finish(), [n], "every change was applied");
+    latency
 }
 
 /// What a stream is made of.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,15 @@ pub(crate) struct Distribution {
     pub(crate) max: u64,
     /// Percentile and value, for a plot.
     pub(crate) curve: Vec<(f64, u64)>,
+}
+
+/// What round trips take, in ns.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// From a loop without timing calls.
+    pub(crate) mean: f64,
+    /// From a loop with one in each round trip.
+    pub(crate) distribution: Distribution,
 }
 
 /// All that a bench has found.
@@ -77,6 +86,24 @@ pub(crate) enum Unit {
 pub(crate) enum Target {
     AtMost { target: f64, stretch: Option<f64> },
     AtLeast { target: f64, stretch: Option<f64> },
+}
+
+impl Latency {
+    /// Makes so many round trips twice: once for the mean, once for the distribution.
+    pub(crate) fn of(round_trips: u64, mut once: impl FnMut()) -> Latency {
+        let start = Instant::now();
+        (0..round_trips).for_each(|_| once());
+        let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+        let mut recorder = Recorder::new();
+        let mut before = Instant::now();
+        for _ in 0..round_trips {
+            once();
+            let now = Instant::now();
+            recorder.record(now - before);
+            before = now;
+        }
+        Latency { mean, distribution: recorder.distribution() }
+    }
 }
 
 impl Recorder {

@@ -41,9 +41,8 @@ pub(crate) fn cells(bench: &mut Bench) {
         x: None,
     };
     bench.cell_beside_floor(mean, |floor| {
-        let mut recorder = Recorder::new();
-        let mean = mirror::round_trip(apart, round_trips, 1000, Some(&mut recorder));
-        Found { distribution: Some(recorder.distribution()), ..Found::against(mean, floor) }
+        let latency = mirror::round_trip(apart, round_trips, 1000);
+        Found { distribution: Some(latency.distribution), ..Found::against(latency.mean, floor) }
     });
 
     let p50 = Plan {
@@ -55,10 +54,9 @@ pub(crate) fn cells(bench: &mut Bench) {
         x: None,
     };
     bench.cell(p50, || {
-        let (mut of_floor, mut recorder) = (Recorder::new(), Recorder::new());
-        floor::cache_line(cpus, round_trips, Some(&mut of_floor));
-        mirror::round_trip(apart, round_trips, 1000, Some(&mut recorder));
-        Found::against(recorder.distribution().p50 as f64, of_floor.distribution().p50 as f64)
+        let floor = floor::cache_line(cpus, round_trips).distribution;
+        let found = mirror::round_trip(apart, round_trips, 1000).distribution;
+        Found::against(found.p50 as f64, floor.p50 as f64)
     });
 
     let one_cpu = Plan {
@@ -71,7 +69,7 @@ pub(crate) fn cells(bench: &mut Bench) {
     };
     bench.cell(one_cpu, || {
         let floor = floor::eventfd(cpus[0], round_trips / 5);
-        Found::against(mirror::round_trip(together, round_trips / 5, 1000, None), floor)
+        Found::against(mirror::round_trip(together, round_trips / 5, 1000).mean, floor)
     });
 
     open_loop(bench);
@@ -87,6 +85,8 @@ enum Trouble {
     Replays(u64),
 }
 
+type Percentile = fn(&Distribution) -> u64;
+
 /// Changes a second of the open loop.
 const RATE: u64 = 100_000;
 
@@ -95,12 +95,19 @@ fn open_loop(bench: &mut Bench) {
     let never_acks = Trouble::NeverAcks(100_000 / effort.scale);
     let replays = Trouble::Replays(1_000_000 / effort.scale);
     let changes = if effort.scale == 1 { 5 * RATE } else { RATE / 20 };
+    let (p99_9, p99_99): (Percentile, Percentile) =
+        (|distribution| distribution.p99_9, |distribution| distribution.p99_99);
+    let beside = "beside one that acks none of 100,000 entries";
+    let while_replayed = "while another is replayed 1 M items, over and over";
     let cells = [
-        ("open-loop/idle", "latency from the intended start, 100,000 changes/s, p99.9", Trouble::None),
-        ("open-loop/never-acks", "the same beside one that acks none of 100,000 entries", never_acks),
-        ("open-loop/replay", "the same while another is replayed 1 M items, over and over", replays),
+        ("idle", "latency from the intended start, 100,000 changes/s, p99.9", Trouble::None, p99_9),
+        ("never-acks", &format!("the same {beside}"), never_acks, p99_9),
+        ("never-acks-99.99", &format!("its p99.99 {beside}"), never_acks, p99_99),
+        ("replay", &format!("the same {while_replayed}"), replays, p99_9),
+        ("replay-99.99", &format!("its p99.99 {while_replayed}"), replays, p99_99),
     ];
-    for (id, what, trouble) in cells {
+    for (id, what, trouble, percentile) in cells {
+        let id = &format!("open-loop/{id}");
         let disturbed = trouble != Trouble::None;
         let plan = Plan {
             id,
@@ -111,9 +118,9 @@ fn open_loop(bench: &mut Bench) {
             x: None,
         };
         bench.cell(plan, || {
-            let idle = disturbed.then(|| one_open_loop(&cpus, changes, Trouble::None).p99_9 as f64);
+            let idle = disturbed.then(|| percentile(&one_open_loop(&cpus, changes, Trouble::None)) as f64);
             let distribution = one_open_loop(&cpus, changes, trouble);
-            let value = distribution.p99_9 as f64;
+            let value = percentile(&distribution) as f64;
             Found { value, other: idle, distribution: Some(distribution), note: None }
         });
     }

@@ -96,7 +96,7 @@ impl Bench {
         let mut run = || {
             let pair = self.pair();
             let round_trips = self.effort.round_trips / 4;
-            let floor_ns = peer::isolated(&self.cpus, || floor::cache_line(pair, round_trips, None));
+            let floor_ns = peer::isolated(&self.cpus, || floor::cache_line(pair, round_trips).mean);
             let found = peer::isolated(&self.cpus, || measure(floor_ns));
             notes.extend(found.note);
             Run { value: found.value, other: found.other, floor_ns, distribution: found.distribution }

@@ -38,7 +38,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 use opcode::{Opcode, ToOpcode};
 use proto::ResendPolicy;
@@ -216,6 +216,82 @@ fn encoded(frame: &Frame<'_>) -> Vec<u8> {
     [&frame.header()[..], opcode, value].concat()
 }
 
+/// A set of the source's end alone: its frame is taken, and acknowledged behind the time that counts.
+fn set(c: &mut Criterion) {
+    let (mut source, table) = source();
+    let session = source.attach(Subscription::all());
+    for n in 0..OPCODES {
+        source.set(table, opcode(n), NewValue::Data(&value(n)), |_, _| false);
+    }
+    let (mut n, mut ordinal) = (OPCODES, send_all(&mut source, session));
+    let mut group = c.benchmark_group("source");
+    group.throughput(Throughput::Elements(64));
+    group.bench_function("64 set and offered", |b| {
+        b.iter_custom(|times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                let (before, start) = (source.store().last_change(), Instant::now());
+                for _ in 0..64 {
+                    n += 1;
+                    source.set(table, opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
+                        black_box(frame.header());
+                        true
+                    });
+                }
+                took += start.elapsed();
+                let (first_seq, last_seq) = (before.next().seq(), source.store().last_change().seq());
+                let ack = Ack { first: ordinal, last: ordinal + 63, first_seq, last_seq };
+                source.handle_ack(session, ack).expect("each was sent at once");
+                ordinal += 64;
+            }
+            took
+        });
+    });
+    group.finish();
+}
+
+/// What a destination's end does with records, to its own table and the ack.
+fn receive(c: &mut Criterion) {
+    let mut destination = DestinationCore::new(true, Subscription::all());
+    destination.attach(1);
+    let mut ordinal = 0;
+    let mut next = |payload: Payload<'_>| {
+        let change = ChangeNumber::from_wire(ordinal + 1);
+        let bytes = encoded(&Frame { change, ordinal, table: 0, payload });
+        ordinal += 1;
+        bytes
+    };
+    let name = next(Payload::Table { name: "t", items: OPCODES });
+    destination.handle_record(&name, |_| true).expect("a sane source");
+    let mut n = 0;
+    let mut group = c.benchmark_group("destination");
+    group.throughput(Throughput::Elements(64));
+    group.bench_function("64 received, applied, acknowledged", |b| {
+        b.iter_batched(
+            || -> Vec<Vec<u8>> {
+                let records = (0..64).map(|_| {
+                    n += 1;
+                    let created = ChangeNumber::NONE;
+                    let (key, value) = (opcode(n % OPCODES), value(n));
+                    next(Payload::Set { opcode: key.as_bytes(), value: &value, created })
+                });
+                records.collect()
+            },
+            |records| {
+                for record in &records {
+                    destination.handle_record(record, |_| true).expect("a sane source");
+                }
+                assert!(destination.poll_ack().is_some());
+                destination.handle_ack_sent();
+            },
+            // In the order in which they were made: no batch may be left out.
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+    assert!(destination.stats().duplicates == 0 && destination.stats().items <= OPCODES);
+}
+
 /// A tick with so many entries in flight, none of which is due.
 fn tick(c: &mut Criterion) {
     let mut group = c.benchmark_group("tick with nothing due");
@@ -267,5 +343,5 @@ fn set_beside_unacked(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, ring, codec, cache, set_and_receive, tick, set_beside_unacked);
+criterion_group!(benches, ring, codec, cache, set, receive, set_and_receive, tick, set_beside_unacked);
 criterion_main!(benches);

@@ -15,11 +15,9 @@ use std::sync::atomic::Ordering::AcqRel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
-
 use crate::RING_BYTES;
 use crate::harness::peer::{Words, fork_on};
-use crate::harness::report::{Distribution, Recorder};
+use crate::harness::report::Latency;
 use crate::harness::{BOUND, cpu, record};
 
 /// A way from one process to another.
@@ -70,13 +68,6 @@ pub(crate) trait Receiver {
 
     /// Waits for records, verifies them, and tells their numbers.
     fn receive(&mut self, take: impl FnMut(u64));
-}
-
-/// Latency, in ns.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Latency {
-    pub(crate) mean: f64,
-    pub(crate) distribution: Distribution,
 }
 
 /// The number of a record that is none: it ends a part of a stream.
@@ -176,7 +167,6 @@ where
     })
 }
 
-/// The mean is from a loop without timing calls, the distribution from a second one with one such call a round trip.
 fn ask(mut out: impl Sender, mut into: impl Receiver, words: &Words, round_trips: u64) -> Latency {
     meet(words);
     let mut next = 0;
@@ -187,19 +177,9 @@ fn ask(mut out: impl Sender, mut into: impl Receiver, words: &Words, round_trips
         next += 1;
     };
     (0..warm_up(round_trips)).for_each(|_| once());
-    let start = Instant::now();
-    (0..round_trips).for_each(|_| once());
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
-    let mut recorder = Recorder::new();
-    let mut before = Instant::now();
-    for _ in 0..round_trips {
-        once();
-        let now = Instant::now();
-        recorder.record(now - before);
-        before = now;
-    }
+    let latency = Latency::of(round_trips, once);
     part(words);
-    Latency { mean, distribution: recorder.distribution() }
+    latency
 }
 
 fn answer(mut into: impl Receiver, mut out: impl Sender, words: &Words, round_trips: u64) {

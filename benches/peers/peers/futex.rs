@@ -6,12 +6,11 @@ use std::io;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::time::Instant;
 
-use crate::direction::{Latency, bound};
+use crate::direction::bound;
 use crate::harness::cpu;
 use crate::harness::peer::{Words, fork_on};
-use crate::harness::report::Recorder;
+use crate::harness::report::Latency;
 
 /// There and back. The mean is from a loop of its own, as everywhere here.
 pub(crate) fn round_trip(cpu: usize, round_trips: u64) -> Latency {
@@ -26,24 +25,13 @@ pub(crate) fn round_trip(cpu: usize, round_trips: u64) -> Latency {
     });
     cpu::pin(cpu);
     let mut n = 0;
-    let mut once = || {
+    let latency = Latency::of(round_trips, || {
         n += 1;
         wake(futex(&words, 0), n);
         wait(futex(&words, 1), n);
-    };
-    let start = Instant::now();
-    (0..round_trips).for_each(|_| once());
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
-    let mut recorder = Recorder::new();
-    let mut before = Instant::now();
-    for _ in 0..round_trips {
-        once();
-        let now = Instant::now();
-        recorder.record(now - before);
-        before = now;
-    }
+    });
     peer.join();
-    Latency { mean, distribution: recorder.distribution() }
+    latency
 }
 
 fn futex(words: &Words, index: usize) -> &AtomicU32 {

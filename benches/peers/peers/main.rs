@@ -98,7 +98,7 @@ fn main() {
 /// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at
 /// any time: the larger one tells whether it did, the mean is what the cell is compared with.
 fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Run {
-    let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS, None));
+    let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS).mean);
     let before = floor();
     let Outcome { value, distribution } = isolated(&cpus, || (measure.run)(cpus, effort));
     let after = floor();

@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use shmirror::Wait;
 
 use crate::crates::{IpcChannel, Rtrb, ShmemIpc};
-use crate::direction::{Latency, bound, round_trip, round_trip_threads, stream, stream_threads};
+use crate::direction::{bound, round_trip, round_trip_threads, stream, stream_threads};
 use crate::guarantees::{self, Guarantees};
 use crate::harness::mirror::{self, Order, Setup, Stream};
-use crate::harness::report::{Cell, Distribution, Recorder, Unit};
+use crate::harness::report::{Cell, Distribution, Latency, Unit};
 use crate::harness::{Effort, floor};
 use crate::iceoryx::Iceoryx;
 use crate::kernel::{MessageQueue, Pipe, SeqPacket};
@@ -220,11 +220,7 @@ fn kernel() -> Vec<Peer> {
 fn floors() -> Vec<Peer> {
     let cache_line = |cpus, effort: Effort| {
         bound();
-        let mut recorder = Recorder::new();
-        let value = floor::cache_line(cpus, effort.round_trips, None);
-        // The distribution from a loop of its own, since its timing calls would be in the mean.
-        floor::cache_line(cpus, effort.round_trips, Some(&mut recorder));
-        Outcome { value, distribution: Some(recorder.distribution()) }
+        floor::cache_line(cpus, effort.round_trips).into()
     };
     let cache_line = Measure { kind: Kind::Spinning, run: Box::new(cache_line) };
     let eventfd = |cpus: [usize; 2], effort: Effort| {
@@ -359,13 +355,11 @@ impl Peer {
 
 fn mirror_round_trip(cpus: [usize; 2], wait: Wait, round_trips: u64) -> Outcome {
     bound();
-    let mut recorder = Recorder::new();
     let [source, destination] = cpus.map(|cpu| [cpu]);
     let destinations: [&[usize]; 1] = [&destination];
     let setup =
         Setup { source: &source, destinations: &destinations, wait, ring_bytes: crate::RING_BYTES as u64 };
-    let mean = mirror::round_trip(setup, round_trips, OPCODES, Some(&mut recorder));
-    Outcome { value: mean, distribution: Some(recorder.distribution()) }
+    mirror::round_trip(setup, round_trips, OPCODES).into()
 }
 
 fn mirror_stream(

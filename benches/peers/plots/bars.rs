@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use crate::chart::{
-    Drawn, FAINT, GRID, INK, Picture, decades, duration, label, look, picture, short, text, unit_title,
+    self, Drawn, INK, Picture, decades, duration, label, look, picture, short, text, unit_title,
 };
 use crate::harness::report::{Cell, Unit};
 use crate::{before_last, grouped, is_far};
@@ -47,15 +47,10 @@ fn draw_group(group: &str, cells: &[&Cell], machine: &str) -> Drawn<Picture> {
             .x_label_area_size(46)
             .margin_right(90)
             .build_cartesian_2d((from..to).log_scale(), 0.0..rows)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
+        let mut mesh = chart.configure_mesh();
+        chart::style(&mut mesh);
+        mesh.disable_y_mesh()
             .disable_y_axis()
-            .axis_style(FAINT)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(13, INK))
-            .axis_desc_style(text(14, INK))
             .x_labels(8)
             .x_label_formatter(&|&value| match unit {
                 Unit::PerSecond => short(value),

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -44,6 +45,15 @@ pub(crate) struct Look {
 
 pub(crate) fn look(index: usize) -> Look {
     Look { colour: COLOURS[index % COLOURS.len()], dashed: index >= COLOURS.len() }
+}
+
+/// How the grid, the axes and their labels look.
+pub(crate) fn style<X: Ranged, Y: Ranged, B: DrawingBackend>(mesh: &mut MeshStyle<'_, '_, X, Y, B>) {
+    mesh.axis_style(FAINT)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .label_style(text(13, INK))
+        .axis_desc_style(text(14, INK));
 }
 
 /// Draws on a canvas of this height with a title, a line about the machine below, and `body` between.

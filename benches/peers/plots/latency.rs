@@ -5,9 +5,7 @@
 
 use plotters::prelude::*;
 
-use crate::chart::{
-    self, Drawn, FAINT, GRID, INK, LEGEND_ROW, Look, Picture, decades, duration, legend, look, picture, text,
-};
+use crate::chart::{self, Drawn, LEGEND_ROW, Look, Picture, decades, duration, legend, look, picture};
 use crate::harness::report::{Cell, Distribution};
 use crate::{before_last, grouped, is_far};
 
@@ -40,14 +38,9 @@ fn draw_group(group: &str, cells: &[&Cell], machine: &str) -> Drawn<Picture> {
             .x_label_area_size(46)
             .y_label_area_size(78)
             .build_cartesian_2d((1.0..last).log_scale(), (from..to).log_scale())?;
-        chart
-            .configure_mesh()
-            .axis_style(FAINT)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(13, INK))
-            .axis_desc_style(text(14, INK))
-            .x_labels(8)
+        let mut mesh = chart.configure_mesh();
+        chart::style(&mut mesh);
+        mesh.x_labels(8)
             .y_labels(8)
             .x_label_formatter(&|&x| percentile(x))
             .y_label_formatter(&|&y| duration(y))

@@ -6,8 +6,7 @@ use plotters::prelude::*;
 use std::ops::Range;
 
 use crate::chart::{
-    self, Drawn, FAINT, GRID, INK, LEGEND_ROW, Look, Picture, extent, label, legend, look, picture, short,
-    text, unit_title,
+    self, Drawn, LEGEND_ROW, Look, Picture, extent, label, legend, look, picture, short, unit_title,
 };
 use crate::harness::report::{Cell, Unit};
 use crate::{before_first, before_last, grouped};
@@ -63,14 +62,9 @@ fn draw_group(group: &str, cells: &[&Cell], unit: Unit, machine: &str) -> Drawn<
             .margin_right(16)
             .build_cartesian_2d(x, y)?;
         let x_label = |value: &f64| if is_bytes { label(Unit::Bytes, *value) } else { short(*value) };
-        chart
-            .configure_mesh()
-            .axis_style(FAINT)
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .label_style(text(13, INK))
-            .axis_desc_style(text(14, INK))
-            .x_label_formatter(&x_label)
+        let mut mesh = chart.configure_mesh();
+        chart::style(&mut mesh);
+        mesh.x_label_formatter(&x_label)
             .y_label_formatter(&|value| label(unit, *value))
             .x_desc(x_title)
             .y_desc(unit_title(unit))
