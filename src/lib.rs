@@ -1,5 +1,5 @@
 //! Keeps keyed state identical in several processes of one host: one process, the [`Source`], owns a set of items; others,
-//! the [`Destination`]s, come to hold the same, at the latency of a cache-line transfer, and without fail.
+//! the [`Destination`]s, come to hold the same, at the latency of a few cache-line transfers, and without fail.
 //!
 //! Each change travels as one record through a lock-free ring in shared memory and is acknowledged once the destination's
 //! handler has applied it. What is unacknowledged stays in the source's sync cache, one entry per item, and is sent again

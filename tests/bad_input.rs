@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -15,12 +16,38 @@ use common::{PATIENCE, contents, entries, replica, source_options, until};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 use shmirror::{
-    Destination, Flushed, Opcode, Replica, ResendPolicy, Retention, Sent, SetError, Subscription, SyncError,
-    ToOpcode,
+    Destination, Flushed, Opcode, Replica, ResendPolicy, Retention, Sent, SetError, Source, Subscription,
+    SyncError, ToOpcode,
 };
 
 const OPCODE_TOO_LONG: &str = "opcode of 256 bytes is longer than the largest, 255 bytes";
 const FORKED: &str = "this handle belongs to the parent process; a forked child must make its own";
+
+/// In the default place, where others might have put a socket under a source's name.
+#[test]
+fn directory_that_others_can_write_is_refused_though_a_source_answers_there() {
+    const NAME: &str = "directory_that_others_can_write_is_refused_though_a_source_answers_there";
+    let Some(parent) = std::env::var_os("SHMIRROR_TEST_DIR") else {
+        let parent = tempfile::tempdir().unwrap();
+        let outcome = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env_remove("SHMIRROR_RUNTIME_DIR")
+            .env("XDG_RUNTIME_DIR", parent.path())
+            .env("SHMIRROR_TEST_DIR", parent.path())
+            .output()
+            .unwrap();
+        assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+        return;
+    };
+    let dir = Path::new(&parent).join("shmirror");
+    let source = Source::create("s").unwrap();
+    assert!(source.socket_path().starts_with(&dir));
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut destination = Destination::connect("s").unwrap();
+    let error = destination.try_recv(|_| Ok(())).unwrap_err().to_string();
+    let expected = "has mode 777, expected one that only its owner can write to; chmod go-w it";
+    assert_eq!(error, format!("runtime directory {} {expected}", dir.display()));
+}
 
 #[test]
 fn opcode_of_256_bytes_is_refused_and_nothing_changes() {

@@ -24,7 +24,7 @@ pub enum Wait {
     /// Sleeps; the source rings. For everyone with other things to do on the cpu.
     #[default]
     Block,
-    /// Looks at the ring again and again: the latency of a cache-line transfer, for a cpu of its own.
+    /// Looks at the ring again and again: no change waits for a wake-up, for a cpu of its own.
     Spin,
 }
 
