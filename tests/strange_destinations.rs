@@ -6,15 +6,13 @@ mod common;
 mod raw;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, replica, source_options, until};
 use raw::{
     ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO, LAYOUT_VERSION,
-    MAGIC, PeerRegion, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say,
-    seal, short, sparse_memory, wanted,
+    MAGIC, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
+    sparse_memory, wanted,
 };
 use shmirror::{Replica, Source, Table};
 use tempfile::TempDir;
@@ -342,7 +340,6 @@ struct RawDestination {
     socket: OwnedFd,
     own: RawRegion,
     /// The source's.
-    changes: PeerRegion,
     bell: OwnedFd,
     _waiting: OwnedFd,
 }
@@ -366,8 +363,7 @@ impl RawDestination {
         assert_eq!(answer[..16], greeting(MAGIC, VERSION, ACCEPT, [0; 2])[..16]);
         assert_eq!(answer[24..], CHANGE_RING_BYTES.to_ne_bytes());
         assert_eq!(fds.len(), 2);
-        let changes = PeerRegion::of(&fds[0]);
-        RawDestination { socket, own, changes, bell: fds.remove(1), _waiting: waiting }
+        RawDestination { socket, own, bell: fds.remove(1), _waiting: waiting }
     }
 
     /// Publishes one record of acks.
@@ -486,41 +482,6 @@ fn destination_with_a_nonsense_head_loses_its_link_once_the_ring_seems_full() {
         let expected = format!("process {}: the peer's ring is damaged: {expected}", std::process::id());
         assert!(error.starts_with(&expected), "found {error}, expected {expected}");
     }
-}
-
-#[test]
-fn destination_that_trickles_room_keeps_the_timer_thread_from_nobody() {
-    let mut served = Served::new();
-    let hostile = RawDestination::attach(&served);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // Fills whatever room there is.
-        scope.spawn(|| {
-            let mut n = 0u64;
-            while !stop.load(Relaxed) {
-                n += 1;
-                served.table.set(n % 100, n.to_ne_bytes()).unwrap();
-            }
-        });
-        // Gives back eight bytes at a time, so that there is never enough to be worth a turn, and always a little more.
-        scope.spawn(|| {
-            let mut head = 0;
-            while !stop.load(Relaxed) {
-                if head + 3000 < hostile.changes.word(TAIL) {
-                    head += 8;
-                    hostile.own.put_word(HEAD, head);
-                    ring(&hostile.bell);
-                }
-            }
-        });
-        let mut late: Vec<Replica> = (0..5).map(|_| replica(served.dir.path(), "s")).collect();
-        let outcomes: Vec<_> = late.iter_mut().map(|late| late.wait_synced(PATIENCE)).collect();
-        stop.store(true, Relaxed);
-        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-    });
-    assert_eq!(served.source.stats().broken, 0, "{}", served.last_error());
-    drop(hostile);
-    served.check();
 }
 
 #[test]

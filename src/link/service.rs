@@ -418,22 +418,21 @@ impl Service {
     /// A destination that is awake makes room sooner than it could wake this thread: as long as it goes on doing so, others get
     /// the cpu and the lock, until there is enough to be worth a turn, or it is time for other links. Answers whether there is.
     fn await_room(&self, session: SessionId) -> bool {
-        let (mut seen, mut in_vain, since) = (None, 0, Instant::now());
-        while in_vain < YIELDS_WITHOUT_ROOM && since.elapsed() < AWAKE_FOR_ROOM {
+        let mut patience = Patience::new(Instant::now());
+        loop {
             std::thread::yield_now();
             let mut state = self.shared.lock_for_timer();
             let Some(link) = state.links[session].as_mut() else { return false };
             match link.room() {
                 Ok(Room { enough: true, .. }) => return true,
-                Ok(Room { released, .. }) if seen == Some(released) => in_vain += 1,
-                Ok(Room { released, .. }) => (seen, in_vain) = (Some(released), 0),
+                Ok(Room { released, .. }) if patience.lasts(released, Instant::now()) => {}
+                Ok(_) => return false,
                 Err(error) => {
                     link.failed = Some(error);
                     return true;
                 }
             }
         }
-        false
     }
 
     /// Asks the application for what must be read before it can be sent: copies of the data that pointers lead to, items of
@@ -516,6 +515,27 @@ impl Service {
     }
 }
 
+/// How long a full ring is looked at.
+struct Patience {
+    until: Instant,
+    /// How far the destination had consumed the ring at the last look.
+    released: Option<u64>,
+    in_vain: u32,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Patience {
+        Patience { until: now + AWAKE_FOR_ROOM, released: None, in_vain: 0 }
+    }
+
+    /// Whether to look again, after a look that has found the ring consumed so far.
+    fn lasts(&mut self, released: u64, now: Instant) -> bool {
+        let in_vain = self.released.replace(released) == Some(released);
+        self.in_vain = if in_vain { self.in_vain + 1 } else { 0 };
+        self.in_vain < YIELDS_WITHOUT_ROOM && now < self.until
+    }
+}
+
 /// Closes the source when it is dropped: tables may outlive it, and must not keep its links alive.
 struct CloseAtEnd(Arc<Shared>);
 
@@ -534,5 +554,30 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destination_that_makes_room_little_by_little_does_not_hold_the_timer_thread_for_ever() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        let looks = (1u32..).take_while(|&look| {
+            let now = start + AWAKE_FOR_ROOM / 1000 * look;
+            patience.lasts(8 * u64::from(look), now)
+        });
+        assert_eq!(looks.count(), 999);
+    }
+
+    #[test]
+    fn ring_that_nothing_leaves_is_looked_at_a_few_times_only() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        let looks = (0..10 * YIELDS_WITHOUT_ROOM).take_while(|_| patience.lasts(8, start)).count();
+        assert_eq!(looks, YIELDS_WITHOUT_ROOM as usize);
+        assert!(patience.lasts(16, start), "a little has left it: it is looked at again");
     }
 }

@@ -63,6 +63,9 @@ fn words_and_data_reach_the_other_side() {
         assert_eq!(&bytes, b"first");
         consumer.copy_out(last, &mut bytes[..1]);
         assert_eq!(bytes[0], b'z');
+        producer.copy_in_all(8, [b"ab", b"", b"cde"]);
+        consumer.copy_out(8, &mut bytes);
+        assert_eq!(&bytes, b"abcde");
         consumer.store_own(RingWord::Cursor, 7, Release);
         consumer.store_own(RingWord::Waits, 2, Relaxed);
         assert_eq!((producer.load_peer(RingWord::Cursor), producer.load_peer(RingWord::Waits)), (7, 2));
@@ -95,6 +98,8 @@ fn access_beyond_the_data_panics() {
     assert!(panics(&|| out.copy_in(8192, &[1])));
     assert!(panics(&|| out.copy_in(8000, &[1; 193])));
     assert!(panics(&|| out.copy_in(usize::MAX, &[1])));
+    assert!(!panics(&|| out.copy_in_all(8190, [&[1], &[1]])));
+    assert!(panics(&|| out.copy_in_all(8190, [&[1], &[1, 1]])));
     assert!(panics(&|| seen.copy_out(0, &mut [0; 8193])));
     assert!(panics(&|| seen.copy_out(usize::MAX - 1, &mut [0; 4])));
 }

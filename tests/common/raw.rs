@@ -171,24 +171,6 @@ pub(crate) fn seal(fd: &OwnedFd) {
     fcntl(fd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
 }
 
-/// A peer's region, to be read by hand.
-pub(crate) struct PeerRegion(MmapRaw);
-
-impl PeerRegion {
-    pub(crate) fn of(fd: &OwnedFd) -> PeerRegion {
-        PeerRegion(MmapOptions::new().len(DATA).map_raw_read_only(fd.as_raw_fd()).unwrap())
-    }
-
-    /// Loads one of the shared words.
-    pub(crate) fn word(&self, at: usize) -> u64 {
-        assert!(at + 8 <= DATA && at.is_multiple_of(8));
-        // SAFETY: in bounds and aligned, as was just checked; read-only memory, which Relaxed loads may read.
-        let word = unsafe { AtomicU64::from_ptr(self.0.as_mut_ptr().wrapping_add(at).cast()) };
-        // Relaxed: all that read-only memory allows
-        word.load(Ordering::Relaxed)
-    }
-}
-
 /// A region by hand: sealed like a real one, and written like none.
 pub(crate) struct RawRegion {
     fd: OwnedFd,

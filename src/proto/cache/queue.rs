@@ -8,12 +8,11 @@ use std::collections::VecDeque;
 use super::EntryId;
 use crate::proto::store::TableId;
 
-/// Invariants: `turns` has each table whose queue is not empty once, and no other; while there is a `lone` place, no queue has
-/// any.
+/// Invariant: `turns` has each table whose queue is not empty once, and no other.
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(test, derive(Hash))]
 pub(super) struct WaitQueue {
-    /// The only place: so it is for a change that nothing is in front of, which is most of them.
+    /// The place before all others. It was the only one when it came, as a change's mostly is, and needs no queue.
     lone: Option<EntryId>,
     tables: Vec<VecDeque<u32>>,
     turns: VecDeque<TableId>,
@@ -37,12 +36,9 @@ impl WaitQueue {
         self.len += 1;
         if self.len == 1 {
             self.lone = Some(id);
-            return;
+        } else {
+            self.push_behind(id);
         }
-        if let Some(lone) = self.lone.take() {
-            self.push_behind(lone);
-        }
-        self.push_behind(id);
     }
 
     /// The place that is first in the table whose turn it is.
@@ -65,7 +61,7 @@ impl WaitQueue {
         if self.lone.take().is_some() {
             return;
         }
-        let &table = self.turns.front().expect("there is a place, and it is not alone");
+        let &table = self.turns.front().expect("there is a place, and it is in a queue");
         let queue = &mut self.tables[usize::from(table)];
         queue.pop_front();
         if queue.is_empty() {
