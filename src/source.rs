@@ -4,18 +4,14 @@ mod options;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use smallvec::{SmallVec, smallvec};
-
-use crate::link::service::{Shared, State};
-use crate::proto::store::TableStore;
+use crate::link::shared::{Guard, Shared};
 use crate::retention::Retention;
-use crate::stats::{DestinationId, DestinationState, EntryState, SourceStats};
+use crate::stats::{DestinationId, EntryState, SourceStats};
 use crate::sys::fork::Creator;
-use crate::sys::poll::deadline_after;
 
 pub use options::{CreateError, SourceOptions};
 pub use table::{Sent, SetError, Table};
@@ -123,7 +119,7 @@ impl Source {
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.
     pub fn flush(&self, timeout: Duration) -> Result<Flushed, FlushError> {
-        self.flush_to(None, timeout)
+        self.handle.shared().map_err(|_| FlushError::Forked)?.flush(None, timeout)
     }
 
     /// As [`Source::flush`], but waits for one destination only, of those in [`SourceStats::destinations`]. If it is not
@@ -136,73 +132,7 @@ impl Source {
         destination: DestinationId,
         timeout: Duration,
     ) -> Result<Flushed, FlushError> {
-        self.flush_to(Some(destination), timeout)
-    }
-
-    fn flush_to(&self, only: Option<DestinationId>, timeout: Duration) -> Result<Flushed, FlushError> {
-        let mut state = self.handle.lock().map_err(|_| FlushError::Forked)?;
-        let destinations = only.map_or_else(|| attached(&state), |only| smallvec![only]);
-        if destinations.is_empty() {
-            return Ok(Flushed::NoDestination);
-        }
-        // A destination that is awake acknowledges sooner than a flush is set up, and before the clock was read twice.
-        let acked = Ok(Flushed::Acked(destinations.len()));
-        for _ in 0..SPINS_BEFORE_FLUSH {
-            if self.is_settled(&mut state, &destinations) {
-                return acked;
-            }
-            drop(state);
-            std::hint::spin_loop();
-            state = self.handle.shared.lock();
-        }
-        let deadline = deadline_after(timeout);
-        let awake_until = deadline.min(Instant::now() + AWAKE_BEFORE_FLUSH);
-        while Instant::now() < awake_until {
-            if self.is_settled(&mut state, &destinations) {
-                return acked;
-            }
-            drop(state);
-            std::thread::yield_now();
-            state = self.handle.shared.lock();
-        }
-        self.flush_registered(state, only, &destinations, deadline)
-    }
-
-    /// Takes acks in; answers whether these destinations are all attached and have acknowledged everything.
-    fn is_settled(&self, state: &mut State, destinations: &[DestinationId]) -> bool {
-        self.handle.shared.drain_acks(state);
-        destinations.iter().all(|destination| {
-            let link = state.links.iter().flatten().find(|link| link.id == *destination);
-            link.is_some_and(|link| link.failed.is_none() && state.core.is_settled(link.session))
-        })
-    }
-
-    fn flush_registered(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        only: Option<DestinationId>,
-        destinations: &[DestinationId],
-        deadline: Instant,
-    ) -> Result<Flushed, FlushError> {
-        let session = only.map(|only| state.links.iter().flatten().find(|link| link.id == only));
-        let session = match session {
-            Some(None) => return Ok(Flushed::Gone(destinations.to_vec())),
-            Some(Some(link)) => Some(link.session),
-            None => None,
-        };
-        let flush = state.start_flush(session).ok_or(FlushError::TooMany)?;
-        let outcome = loop {
-            self.handle.shared.await_acks(&mut state);
-            if let Some(outcome) = flush_outcome(&state, flush, destinations, deadline) {
-                break outcome;
-            }
-            if state.is_closing() {
-                break Err(FlushError::Closed);
-            }
-            state = self.handle.shared.wait_flushed(state, deadline);
-        };
-        state.end_flush(flush);
-        outcome
+        self.handle.shared().map_err(|_| FlushError::Forked)?.flush(Some(destination), timeout)
     }
 
     /// What the source counts, and the state of each destination. In a forked child, which has no part in the source,
@@ -212,38 +142,7 @@ impl Source {
             return SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() };
         };
         self.handle.shared.drain_acks(&mut state);
-        let sum =
-            |of: fn(&TableStore) -> u32| state.core.store().tables().iter().map(of).map(u64::from).sum();
-        let mut stats = SourceStats {
-            items: sum(|table| table.live),
-            pointers: sum(|table| table.pointers),
-            changes: state.core.counters().changes,
-            last_seq: state.core.store().last_change().seq(),
-            attached: state.counters.attached,
-            refused: state.counters.refused,
-            broken: state.counters.broken,
-            overruns: state.core.counters().overruns,
-            last_error: state.counters.last_error.clone(),
-            destinations: Vec::new(),
-        };
-        for link in state.links.iter().flatten() {
-            let Some(session) = state.core.session_state(link.session) else { continue };
-            stats.destinations.push(DestinationState {
-                id: link.id,
-                unacked: session.unacked as u64,
-                pointers: session.pointers as u64,
-                tombstones: session.tombstones as u64,
-                failing: session.failing as u64,
-                failing_items: state.core.failing(link.session).map(EntryState::of).collect(),
-                replaying: session.replaying,
-                sent: session.counters.sent,
-                resent: session.counters.resent,
-                coalesced: session.counters.coalesced,
-                acked: session.counters.acked,
-                unreadable: session.counters.unreadable,
-            });
-        }
-        stats
+        SourceStats::of(&state)
     }
 
     /// What a destination has not acknowledged: at most so many entries of its sync cache, those of one table after the
@@ -279,11 +178,12 @@ impl Drop for Source {
 }
 
 impl Handle {
-    fn lock(&self) -> Result<MutexGuard<'_, State>, Forked> {
-        if !self.creator.is_here() {
-            return Err(Forked);
-        }
-        Ok(self.shared.lock())
+    fn lock(&self) -> Result<Guard<'_>, Forked> {
+        self.shared().map(Shared::lock)
+    }
+
+    fn shared(&self) -> Result<&Shared, Forked> {
+        if self.creator.is_here() { Ok(&self.shared) } else { Err(Forked) }
     }
 }
 
@@ -292,42 +192,6 @@ struct Forked;
 
 /// A table's name travels in a record, and shall fit any ring.
 const MAX_TABLE_NAME_BYTES: usize = 255;
-
-/// How often a flush looks for acks without giving way to others.
-const SPINS_BEFORE_FLUSH: u32 = 16;
-/// And for how long it looks after that, giving way to others, before it has itself woken.
-const AWAKE_BEFORE_FLUSH: Duration = Duration::from_micros(20);
-
-/// Mostly there are few.
-type Destinations = SmallVec<[DestinationId; 4]>;
-
-fn attached(state: &State) -> Destinations {
-    state.links.iter().flatten().map(|link| link.id).collect()
-}
-
-/// How a flush ended, if it has.
-fn flush_outcome(
-    state: &State,
-    flush: usize,
-    destinations: &[DestinationId],
-    deadline: Instant,
-) -> Option<Result<Flushed, FlushError>> {
-    let mut left = Vec::new();
-    let mut gone = destinations.to_vec();
-    // One that was given up is as good as gone, and has not applied what it owed.
-    for link in state.links.iter().flatten().filter(|link| !state.core.is_overrun(link.session)) {
-        gone.retain(|id| *id != link.id);
-        if destinations.contains(&link.id) {
-            left.push((link.id, state.core.flush_left(link.session, flush)));
-        }
-    }
-    left.retain(|&(_, entries)| entries > 0);
-    if !left.is_empty() {
-        return (Instant::now() >= deadline).then_some(Ok(Flushed::TimedOut(left)));
-    }
-    let all = if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) };
-    Some(Ok(all))
-}
 
 /// Why there is no such table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,11 @@
 //! What can be seen of a source from outside.
 
+use crate::link::platform::Platform;
+use crate::link::shared::State;
 use crate::opcode::Opcode;
 use crate::proto::cache::Holds;
 use crate::proto::source::EntryView;
+use crate::proto::store::TableStore;
 use crate::seq::SyncSeq;
 
 /// Numbers that a source counts from its beginning, and the state of its destinations.
@@ -90,6 +93,44 @@ pub enum EntryHolds {
     Pointer,
     /// That the item is gone.
     Remove,
+}
+
+impl SourceStats {
+    /// What can be seen under the lock, all of one moment.
+    pub(crate) fn of<P: Platform>(state: &State<P>) -> SourceStats {
+        let sum =
+            |of: fn(&TableStore) -> u32| state.core.store().tables().iter().map(of).map(u64::from).sum();
+        let mut stats = SourceStats {
+            items: sum(|table| table.live),
+            pointers: sum(|table| table.pointers),
+            changes: state.core.counters().changes,
+            last_seq: state.core.store().last_change().seq(),
+            attached: state.counters.attached,
+            refused: state.counters.refused,
+            broken: state.counters.broken,
+            overruns: state.core.counters().overruns,
+            last_error: state.counters.last_error.clone(),
+            destinations: Vec::new(),
+        };
+        for link in state.links.iter().flatten() {
+            let Some(session) = state.core.session_state(link.session) else { continue };
+            stats.destinations.push(DestinationState {
+                id: link.id,
+                unacked: session.unacked as u64,
+                pointers: session.pointers as u64,
+                tombstones: session.tombstones as u64,
+                failing: session.failing as u64,
+                failing_items: state.core.failing(link.session).map(EntryState::of).collect(),
+                replaying: session.replaying,
+                sent: session.counters.sent,
+                resent: session.counters.resent,
+                coalesced: session.counters.coalesced,
+                acked: session.counters.acked,
+                unreadable: session.counters.unreadable,
+            });
+        }
+        stats
+    }
 }
 
 impl EntryState {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::incoming::IncomingLink;
 use super::outgoing::OutgoingLink;
+use super::peer::LinuxPeer;
 use crate::proto::source::SessionId;
 use crate::region::layout::{self, Header, Kind};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
@@ -123,7 +124,7 @@ pub(crate) struct Host {
 /// Everything that a link is made of, before it has a session.
 pub(crate) struct Welcomed {
     pub(crate) subscription: Subscription,
-    peer: Credentials,
+    credentials: Credentials,
     pidfd: Pidfd,
     bell: Bell,
     ringer: Ringer,
@@ -159,7 +160,7 @@ impl Host {
         send(socket, &accept.encode(), [ours.fd(), their_end.as_fd()])?;
         Ok(Some(Welcomed {
             subscription: hello.subscription,
-            peer,
+            credentials: peer,
             pidfd,
             bell,
             ringer,
@@ -171,9 +172,9 @@ impl Host {
 
 impl Welcomed {
     pub(crate) fn into_link(self, session: SessionId, attachment: u64, socket: Socket) -> OutgoingLink {
-        let Welcomed { peer, pidfd, bell, ringer, changes, acks, .. } = self;
-        let id = DestinationId { pid: peer.pid.unsigned_abs(), attachment };
-        OutgoingLink::new(session, id, (socket, pidfd), (bell, ringer), changes, acks)
+        let Welcomed { credentials, pidfd, bell, ringer, changes, acks, .. } = self;
+        let id = DestinationId { pid: credentials.pid.unsigned_abs(), attachment };
+        OutgoingLink::new(session, id, LinuxPeer { socket, pidfd, bell, ringer }, changes, acks)
     }
 }
 
@@ -228,8 +229,9 @@ impl Greeting {
         let changes =
             Consumer::new(ConsumerMapping::new(ours.clone(), theirs.clone()), accept.change_ring_bytes);
         let acks = Producer::new(ProducerMapping::new(ours, theirs), self.ring_bytes);
-        let bells = (self.bell, Ringer::from_fd(bell_end)?);
-        let link = IncomingLink::new((self.socket, pidfd), bells, changes, acks, accept.change_ring_bytes);
+        let ringer = Ringer::from_fd(bell_end)?;
+        let peer = LinuxPeer { socket: self.socket, pidfd, bell: self.bell, ringer };
+        let link = IncomingLink::new(peer, changes, acks, accept.change_ring_bytes);
         Ok(Ok(Attached { link, epoch: accept.epoch, pid: self.peer.pid }))
     }
 }

@@ -9,25 +9,16 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::LinkError;
+use super::platform::{Heard, Linux, Peer, Platform, Waits};
 use crate::proto::destination::{DestinationCore, Event};
-use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{Consumer, Producer};
-use crate::sys::bell::{Bell, Ringer};
-use crate::sys::poll::{Interest, PollSet};
-use crate::sys::process::Pidfd;
-use crate::sys::socket::Socket;
-use std::os::fd::AsFd;
 
+/// The two rings of a link and the source at its other end.
 #[derive(Debug)]
-pub(crate) struct IncomingLink {
-    /// Hangs up when the source dies.
-    socket: Socket,
-    pidfd: Pidfd,
-    /// The source rings it.
-    bell: Bell,
-    ringer: Ringer,
-    changes: Consumer<ConsumerMapping>,
-    acks: Producer<ProducerMapping>,
+pub(crate) struct IncomingLink<P: Platform = Linux> {
+    peer: P::Peer,
+    changes: Consumer<P::Readable>,
+    acks: Producer<P::Writable>,
     /// Copies of records that are about to be handled, and where each lies.
     scratch: Vec<u8>,
     batch: Vec<Range<usize>>,
@@ -70,19 +61,15 @@ const SPINS_BETWEEN_BATCHES: u32 = 32;
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
-impl IncomingLink {
+impl<P: Platform> IncomingLink<P> {
     pub(crate) fn new(
-        (socket, pidfd): (Socket, Pidfd),
-        (bell, ringer): (Bell, Ringer),
-        changes: Consumer<ConsumerMapping>,
-        acks: Producer<ProducerMapping>,
+        peer: P::Peer,
+        changes: Consumer<P::Readable>,
+        acks: Producer<P::Writable>,
         change_ring_bytes: u64,
-    ) -> IncomingLink {
+    ) -> IncomingLink<P> {
         IncomingLink {
-            socket,
-            pidfd,
-            bell,
-            ringer,
+            peer,
             changes,
             acks,
             scratch: Vec::new(),
@@ -169,21 +156,21 @@ impl IncomingLink {
         &mut self,
         core: &DestinationCore,
         deadline: Option<Instant>,
-        set: &mut PollSet,
+        waits: &mut P::Waits,
     ) -> Result<Woken, LinkError> {
-        let until = Instant::now() + AWAKE_BEFORE_SLEEP;
+        let until = P::now() + AWAKE_BEFORE_SLEEP;
         for _ in 0..YIELDS_BEFORE_SLEEP {
-            std::thread::yield_now();
+            P::yield_now();
             if !core.is_congested() && !self.changes.is_empty()? {
                 return Ok(Woken::NotAsleep);
             }
             // Somebody else had the cpu for long: asleep, this side gets it back sooner.
-            if Instant::now() >= until {
+            if P::now() >= until {
                 break;
             }
         }
         self.changes.start_waiting();
-        let outcome = self.wait_rung(core, deadline, set);
+        let outcome = self.wait_rung(core, deadline, waits);
         self.changes.stop_waiting();
         outcome
     }
@@ -201,20 +188,23 @@ impl IncomingLink {
     }
 
     /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring.
-    pub(crate) fn is_source_gone(&self, set: &mut PollSet) -> Result<bool, LinkError> {
-        set.clear();
-        let socket = set.watch(self.socket.as_fd(), Interest::HangUp);
-        let bell = set.watch(self.bell.as_fd(), Interest::HangUp);
-        let process = set.watch(self.pidfd.as_fd(), Interest::Read);
-        set.wait(Some(Instant::now()))?;
-        Ok(set.ready(socket).any() || set.ready(bell).any() || set.ready(process).any())
+    pub(crate) fn is_source_gone(&self, waits: &mut P::Waits) -> Result<bool, LinkError> {
+        let heard = self.hear(Some(P::now()), waits)?;
+        if heard.spoke { Err(LinkError::Spoke) } else { Ok(heard.gone) }
+    }
+
+    fn hear(&self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Heard, LinkError> {
+        waits.clear();
+        let at = self.peer.watch(waits);
+        waits.wait(deadline)?;
+        Ok(P::Peer::heard(waits, at))
     }
 
     fn wait_rung(
         &mut self,
         core: &DestinationCore,
         deadline: Option<Instant>,
-        set: &mut PollSet,
+        waits: &mut P::Waits,
     ) -> Result<Woken, LinkError> {
         // Records that may not be consumed yet are no reason to stay awake: the source rings for room in the ack ring.
         if !core.is_congested() && !self.changes.is_empty()? {
@@ -223,22 +213,20 @@ impl IncomingLink {
         if self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)? {
             return Ok(Woken::NotAsleep);
         }
-        set.clear();
-        let bell = set.watch(self.bell.as_fd(), Interest::Read);
-        let socket = set.watch(self.socket.as_fd(), Interest::HangUp);
-        let process = set.watch(self.pidfd.as_fd(), Interest::Read);
-        set.wait(deadline)?;
-        if set.ready(bell).readable {
-            self.bell.clear()?;
+        let heard = self.hear(deadline, waits)?;
+        if heard.rung {
+            self.peer.clear()?;
         }
-        let gone = set.ready(bell).hung_up || set.ready(socket).any() || set.ready(process).any();
-        Ok(if gone { Woken::SourceGone } else { Woken::SourceLives })
+        if heard.spoke {
+            return Err(LinkError::Spoke);
+        }
+        Ok(if heard.gone { Woken::SourceGone } else { Woken::SourceLives })
     }
 
     /// Rings a source that waits for room, if it was not rung since it began to.
     fn ring_for_room(&mut self) -> Result<(), LinkError> {
         if self.changes.producer_must_be_rung() {
-            self.ringer.ring()?;
+            self.peer.ring()?;
         }
         Ok(())
     }
@@ -266,13 +254,13 @@ impl IncomingLink {
             // the ring be full anew.
             self.acks.start_waiting();
             if published || !was_full {
-                self.ringer.ring()?;
+                self.peer.ring()?;
             }
         } else if was_full {
             self.acks.stop_waiting();
         }
         if published && self.acks.consumer_must_be_rung() {
-            self.ringer.ring()?;
+            self.peer.ring()?;
         }
         Ok(())
     }

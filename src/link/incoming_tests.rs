@@ -4,12 +4,15 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::link::greeting::{AllowedUsers, Greeting};
+use crate::link::peer::LinuxPeer;
 use crate::link::rendezvous;
 use crate::link::rendezvous::place::{Place, RuntimeDir};
 use crate::source::{Flushed, Source};
 use crate::subscription::Subscription;
+use crate::sys::poll::PollSet;
 use crate::wire::Ack;
 use crate::wire::Hello;
+use std::os::fd::AsFd;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,7 +68,7 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
         let flush = scope.spawn(|| source.flush(PATIENCE).unwrap());
         until("the flush to wait", || table.lock().unwrap().is_flushing());
         write_bad_ack(&mut hostile);
-        hostile.ringer.ring().unwrap();
+        hostile.peer.ringer.ring().unwrap();
         assert!(matches!(flush.join().unwrap(), Flushed::Gone(gone) if gone.len() == 1));
     });
     assert_eq!(source.stats().broken, 1);
@@ -136,7 +139,7 @@ fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
 fn a_destination_that_gives_up_its_bell_is_gone_and_costs_no_cpu() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(&dir);
-    let IncomingLink { socket: _socket, pidfd: _pidfd, bell: _bell, ringer, .. } = attach(&dir);
+    let LinuxPeer { socket: _socket, pidfd: _pidfd, bell: _bell, ringer } = attach(&dir).peer;
     until("the attach", || source.stats().destinations.len() == 1);
     drop(ringer);
     until("the source gives it up", || source.stats().destinations.is_empty());
@@ -151,7 +154,7 @@ fn a_source_that_gives_up_its_bell_is_gone() {
     let mut set = PollSet::new();
     assert!(!link.is_source_gone(&mut set).unwrap());
     // on our own end, as the source's is out of reach; it shows in the same way
-    let bell = std::os::fd::AsRawFd::as_raw_fd(&link.bell.as_fd());
+    let bell = std::os::fd::AsRawFd::as_raw_fd(&link.peer.bell.as_fd());
     nix::sys::socket::shutdown(bell, nix::sys::socket::Shutdown::Both).unwrap();
     assert!(link.is_source_gone(&mut set).unwrap());
 }

@@ -1,15 +1,21 @@
 //! One link joins one source to one destination: two regions, two doorbells, a socket that tells of the peer's death.
 //!
 //! [`rendezvous`] is where they find each other, [`greeting`] how they agree on a link, [`outgoing`] and [`incoming`] the
-//! link itself as the source and the destination see it, [`service`] the source's timer thread, [`application`] what that asks
-//! the application for.
+//! link itself as the source and the destination see it. A source's links are [`shared`] by its publishers and its [`timer`],
+//! whose thread is [`service`]; [`application`] is what that is asked for, [`flush`] how one waits for acks. [`platform`] is
+//! what all of this stands on, with [`peer`] as the process at a link's other end.
 
 pub(crate) mod application;
+pub(crate) mod flush;
 pub(crate) mod greeting;
 pub(crate) mod incoming;
 pub(crate) mod outgoing;
+pub(crate) mod peer;
+pub(crate) mod platform;
 pub(crate) mod rendezvous;
 pub(crate) mod service;
+pub(crate) mod shared;
+pub(crate) mod timer;
 
 use crate::proto::ProtocolError;
 use crate::ring::RingError;

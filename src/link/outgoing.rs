@@ -5,31 +5,23 @@
 //! 2. What is written is published before anything returns.
 
 use super::LinkError;
+use super::platform::{Linux, Peer, Platform};
 use crate::proto::ResendPolicy;
 use crate::proto::source::{SessionId, SnapshotRequest, SourceCore, Unreadable};
-use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{Consumer, Producer};
 use crate::stats::DestinationId;
-use crate::sys::bell::{Bell, Ringer};
-use crate::sys::process::Pidfd;
-use crate::sys::socket::Socket;
 use crate::wire::{Ack, Frame, HEADER_BYTES};
 
-/// The two rings of a link and the bell to ring.
+/// The two rings of a link and the destination at its other end.
 #[derive(Debug)]
-pub(crate) struct OutgoingLink {
+pub(crate) struct OutgoingLink<P: Platform = Linux> {
     pub(crate) session: SessionId,
     pub(crate) id: DestinationId,
-    /// Hangs up when the destination dies.
-    pub(crate) socket: Socket,
-    pub(crate) pidfd: Pidfd,
-    /// The destination rings it.
-    pub(crate) bell: Bell,
+    pub(crate) peer: P::Peer,
     /// Set when the link is to be closed.
     pub(crate) failed: Option<LinkError>,
-    changes: Producer<ProducerMapping>,
-    acks: Consumer<ConsumerMapping>,
-    ringer: Ringer,
+    changes: Producer<P::Writable>,
+    acks: Consumer<P::Readable>,
     scratch: Vec<u8>,
     /// The destination was told that room is awaited.
     pub(crate) awaits_room: bool,
@@ -65,25 +57,21 @@ const FRAMES_PER_DRAIN: u32 = 32;
 /// However large the frames are, the lock is not held for longer than it takes to copy so many bytes.
 const MAX_PUMP_BYTES: usize = 1 << 20;
 
-impl OutgoingLink {
+impl<P: Platform> OutgoingLink<P> {
     pub(crate) fn new(
         session: SessionId,
         id: DestinationId,
-        (socket, pidfd): (Socket, Pidfd),
-        (bell, ringer): (Bell, Ringer),
-        changes: Producer<ProducerMapping>,
-        acks: Consumer<ConsumerMapping>,
-    ) -> OutgoingLink {
+        peer: P::Peer,
+        changes: Producer<P::Writable>,
+        acks: Consumer<P::Readable>,
+    ) -> OutgoingLink<P> {
         OutgoingLink {
             session,
             id,
-            socket,
-            pidfd,
-            bell,
+            peer,
             failed: None,
             changes,
             acks,
-            ringer,
             scratch: Vec::new(),
             awaits_room: false,
             sent_since_drain: 0,
@@ -275,7 +263,7 @@ impl OutgoingLink {
     fn publish(&mut self) -> Result<(), LinkError> {
         self.staged = 0;
         if self.changes.publish() && self.changes.consumer_must_be_rung() {
-            self.ringer.ring()?;
+            self.peer.ring()?;
         }
         Ok(())
     }
@@ -302,7 +290,7 @@ impl OutgoingLink {
             core.handle_ack(self.session, Ack::decode(record)?)?;
         }
         if self.acks.release() && self.acks.producer_must_be_rung() {
-            self.ringer.ring()?;
+            self.peer.ring()?;
         }
         Ok(())
     }

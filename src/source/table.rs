@@ -1,10 +1,10 @@
 //! A source's tables.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use super::{FORKED, Handle};
 use crate::link::application;
-use crate::link::service::{FRAMES_PER_PUBLISH, State};
+use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
 use crate::proto::store::{ItemId, NewValue, Stored, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
@@ -177,7 +177,7 @@ impl Table {
         items.filter_map(|(opcode, content)| Some((opcode, content.read()?))).collect()
     }
 
-    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, State>, SetError> {
+    pub(crate) fn lock(&self) -> Result<Guard<'_>, SetError> {
         let state = self.handle.lock().map_err(|_| SetError::Forked)?;
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
     }

@@ -46,6 +46,7 @@ pub(crate) enum Interest {
     #[cfg(test)]
     ReadWrite,
     /// Nothing but the peer's hang-up.
+    #[cfg(test)]
     HangUp,
 }
 
@@ -87,6 +88,7 @@ impl PollSet {
             Interest::Read => libc::POLLIN | libc::POLLRDHUP,
             #[cfg(test)]
             Interest::ReadWrite => libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP,
+            #[cfg(test)]
             Interest::HangUp => libc::POLLRDHUP,
         };
         self.fds.push(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 });
@@ -145,7 +147,8 @@ pub(crate) fn deadline_after(timeout: Duration) -> Instant {
     Instant::now() + timeout.min(CENTURY)
 }
 
-const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Longer than anybody waits, and short enough to be added to any time.
+pub(crate) const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Keeps any duration within what the kernel accepts.
 const MAX_SLEEP: Duration = Duration::from_secs(24 * 3600);

@@ -1,0 +1,178 @@
+//! What links and the timer thread stand on: rings, the peer, waits, a lock, a clock.
+//!
+//! In production that is [`Linux`]. The concurrency models have another, in which every access that two threads could
+//! quarrel about is loom's: so they run the code of this module's neighbours and not a copy of it.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::DerefMut;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::peer::LinuxPeer;
+use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
+use crate::ring::{ConsumerMemory, ProducerMemory};
+use crate::sys::poll::{Interest, PollSet};
+use crate::sys::wake::Wake;
+use std::os::fd::AsFd;
+
+/// A choice of all of these.
+pub(crate) trait Platform: Debug + Sized + 'static {
+    /// The ring that a side writes.
+    type Writable: ProducerMemory + Debug;
+    /// The ring that a side reads.
+    type Readable: ConsumerMemory + Debug;
+    /// The process at the other end.
+    type Peer: Peer<Self::Waits>;
+    /// What wakes the timer thread.
+    type Wake: Alarm<Self::Waits>;
+    /// What a thread waits for.
+    type Waits: Waits;
+    /// What publishers and the timer thread share, one at a time.
+    type Lock<T: Debug>: Lock<T>;
+
+    fn now() -> Instant;
+
+    /// Gives way to other threads.
+    fn yield_now();
+}
+
+/// The process at the other end of a link: it rings and is rung, it dies.
+pub(crate) trait Peer<W>: Debug {
+    /// Rings it. Returns at once, whatever it does.
+    fn ring(&self) -> io::Result<()>;
+
+    /// Forgets that it has rung.
+    fn clear(&self) -> io::Result<()>;
+
+    /// Has the next wait end when it rings or dies. Answers the place to ask [`Peer::heard`] for.
+    fn watch(&self, waits: &mut W) -> usize;
+
+    /// What the last wait found.
+    fn heard(waits: &W, at: usize) -> Heard;
+}
+
+/// What a wait found out about a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// It has rung.
+    pub(crate) rung: bool,
+    /// It has died, or given the link up.
+    pub(crate) gone: bool,
+    /// It has sent something on the socket, on which nothing is said after the greeting.
+    pub(crate) spoke: bool,
+}
+
+/// Wakes a thread of this process: once woken, its waits end at once until it is cleared.
+pub(crate) trait Alarm<W>: Debug {
+    fn wake(&self);
+
+    fn clear(&self);
+
+    /// Has the next wait end when it is woken.
+    fn watch(&self, waits: &mut W);
+}
+
+/// What a thread waits for, watched anew before each wait.
+pub(crate) trait Waits {
+    /// Watches nothing any more.
+    fn clear(&mut self);
+
+    /// Waits until something watched happens or the deadline has passed.
+    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()>;
+}
+
+/// A lock in which one can also wait until told.
+pub(crate) trait Lock<T>: Debug {
+    type Guard<'a>: DerefMut<Target = T>
+    where
+        Self: 'a;
+
+    fn new(value: T) -> Self;
+
+    fn lock(&self) -> Self::Guard<'_>;
+
+    /// Lets go of the lock until [`Lock::notify_all`] or the deadline, or for no reason.
+    fn wait_until<'a>(&'a self, guard: Self::Guard<'a>, deadline: Instant) -> Self::Guard<'a>;
+
+    fn notify_all(&self);
+}
+
+/// The kernel's and the standard library's.
+#[derive(Debug)]
+pub(crate) struct Linux;
+
+impl Platform for Linux {
+    type Writable = ProducerMapping;
+    type Readable = ConsumerMapping;
+    type Peer = LinuxPeer;
+    type Wake = Wake;
+    type Waits = PollSet;
+    type Lock<T: Debug> = StdLock<T>;
+
+    #[inline]
+    fn now() -> Instant {
+        Instant::now()
+    }
+
+    fn yield_now() {
+        std::thread::yield_now();
+    }
+}
+
+impl Alarm<PollSet> for Wake {
+    fn wake(&self) {
+        Wake::wake(self);
+    }
+
+    fn clear(&self) {
+        Wake::clear(self);
+    }
+
+    fn watch(&self, waits: &mut PollSet) {
+        waits.watch(self.as_fd(), Interest::Read);
+    }
+}
+
+impl Waits for PollSet {
+    fn clear(&mut self) {
+        PollSet::clear(self);
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        PollSet::wait(self, deadline).map(drop)
+    }
+}
+
+/// A mutex and a condition variable. A panic under it is a broken invariant of ours, and the publisher that it hit has told
+/// its own thread: others go on.
+#[derive(Debug)]
+pub(crate) struct StdLock<T> {
+    value: Mutex<T>,
+    told: Condvar,
+}
+
+impl<T: Debug> Lock<T> for StdLock<T> {
+    type Guard<'a>
+        = MutexGuard<'a, T>
+    where
+        T: 'a;
+
+    fn new(value: T) -> Self {
+        Self { value: Mutex::new(value), told: Condvar::new() }
+    }
+
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, T> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_until<'a>(&'a self, guard: MutexGuard<'a, T>, deadline: Instant) -> MutexGuard<'a, T> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.told.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn notify_all(&self) {
+        self.told.notify_all();
+    }
+}

@@ -1,0 +1,272 @@
+//! What publishers and the timer thread share: the protocol core and the links, under one lock.
+//!
+//! Publishers do the sending themselves; what no publisher is there for is the [`timer`](super::timer)'s.
+//!
+//! Invariants:
+//! 1. Only the timer thread takes links in and out; a publisher that finds one broken marks it and wakes that thread.
+//! 2. A session of the protocol core and its link exist together.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::LinkError;
+use super::greeting::GreetingError;
+use super::outgoing::{OutgoingLink, Pumped};
+use super::platform::{Alarm, Linux, Lock, Platform};
+use crate::opcode::Opcode;
+use crate::proto::ResendPolicy;
+use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
+use crate::proto::store::{NewValue, Stored, TableId};
+use crate::ring;
+use crate::subscription::Subscription;
+use crate::wire;
+
+/// What the publishers and the timer thread share.
+#[derive(Debug)]
+pub(crate) struct Shared<P: Platform = Linux> {
+    /// Told when acks came or a destination went while a flush waits.
+    state: P::Lock<State<P>>,
+    /// The timer thread waits for the lock.
+    timer_waits: AtomicBool,
+    /// Wakes the timer thread.
+    pub(crate) wake: P::Wake,
+    pub(crate) policy: ResendPolicy,
+    /// The longest opcode and value together that fit a record.
+    max_item_bytes: usize,
+}
+
+/// What is under the lock.
+#[derive(Debug)]
+pub(crate) struct State<P: Platform = Linux> {
+    pub(crate) core: SourceCore,
+    /// By session.
+    pub(crate) links: Vec<Option<OutgoingLink<P>>>,
+    /// A bit for each flush that waits.
+    pub(super) flushes: u16,
+    closing: bool,
+    pub(crate) counters: ServiceCounters,
+}
+
+/// What the timer thread counts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServiceCounters {
+    pub(crate) attached: u64,
+    pub(crate) refused: u64,
+    pub(crate) broken: u64,
+    /// Why the last destination was refused or its link was closed.
+    pub(crate) last_error: Option<String>,
+}
+
+/// Frames that a publisher sends at most before it returns: those that waited before its own change, and that.
+pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
+/// How often a publisher yields to the timer thread before it takes the lock all the same.
+const YIELDS_TO_TIMER: u32 = 50;
+
+/// The lock, held.
+pub(crate) type Guard<'a, P = Linux> = <<P as Platform>::Lock<State<P>> as Lock<State<P>>>::Guard<'a>;
+
+impl<P: Platform> Shared<P> {
+    pub(crate) fn new(core: SourceCore, policy: ResendPolicy, ring_bytes: u64, wake: P::Wake) -> Shared<P> {
+        let state = State {
+            core,
+            links: Vec::new(),
+            flushes: 0,
+            closing: false,
+            counters: ServiceCounters::default(),
+        };
+        let timer_waits = AtomicBool::new(false);
+        let max_item_bytes = ring::max_payload_bytes(ring_bytes) - wire::HEADER_BYTES;
+        Shared { state: P::Lock::new(state), timer_waits, wake, policy, max_item_bytes }
+    }
+
+    /// The longest value that fits a record beside this opcode.
+    pub(crate) fn max_value_bytes(&self, opcode: &Opcode) -> usize {
+        self.max_item_bytes - opcode.as_bytes().len()
+    }
+
+    /// The lock, for publishers. It is not fair, and a publisher in a loop would take it again before the timer thread,
+    /// that it has just woken, gets to run: so publishers let that one pass, for a bounded time.
+    #[inline]
+    pub(crate) fn lock(&self) -> Guard<'_, P> {
+        // Relaxed: a hint, that orders nothing. If it is missed, the timer thread waits a little longer.
+        if self.timer_waits.load(Relaxed) {
+            self.let_timer_pass();
+        }
+        self.lock_now()
+    }
+
+    #[cold]
+    fn let_timer_pass(&self) {
+        for _ in 0..YIELDS_TO_TIMER {
+            P::yield_now();
+            if !self.timer_waits.load(Relaxed) {
+                return;
+            }
+        }
+    }
+
+    /// The lock, for the timer thread.
+    pub(super) fn lock_for_timer(&self) -> Guard<'_, P> {
+        self.timer_waits.store(true, Relaxed);
+        let state = self.lock_now();
+        self.timer_waits.store(false, Relaxed);
+        state
+    }
+
+    #[inline]
+    fn lock_now(&self) -> Guard<'_, P> {
+        self.state.lock()
+    }
+
+    /// Gives an item its newest value, and puts that in the rings of those destinations for which nothing waits. The caller
+    /// publishes then.
+    #[inline]
+    pub(crate) fn set(
+        &self,
+        state: &mut State<P>,
+        table: TableId,
+        opcode: Opcode,
+        value: NewValue<'_>,
+    ) -> Stored {
+        let State { core, links, .. } = state;
+        core.set(table, opcode, value, |session, frame| {
+            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
+        })
+    }
+
+    /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.
+    #[inline]
+    pub(crate) fn publish(&self, state: &mut State<P>) -> bool {
+        let State { core, links, .. } = state;
+        let (mut wake, mut all) = (false, true);
+        for link in links.iter_mut().flatten() {
+            if core.is_quiet(link.session) {
+                // All that there was is in the ring: the way of almost every change.
+                wake |= !link.publish_offered(core) || core.request_tick(link.session);
+                continue;
+            }
+            all = false;
+            let pumped = link.pump(core, &self.policy, FRAMES_PER_PUBLISH);
+            // What must be read from the application is the timer thread's: the publisher may hold a lock that it takes.
+            let reads = !link.awaits_room && core.has_reads(link.session);
+            let failed = link.failed.is_some() || core.is_overrun(link.session);
+            wake |= failed || reads || pumped == Pumped::Budget || core.request_tick(link.session);
+        }
+        if wake {
+            self.wake.wake();
+        }
+        all
+    }
+
+    /// Takes in the acks of every destination.
+    pub(crate) fn drain_acks(&self, state: &mut State<P>) {
+        self.on_links(state, OutgoingLink::drain_acks);
+    }
+
+    /// As [`Shared::drain_acks`], and has each destination ring when it acknowledges more.
+    pub(crate) fn await_acks(&self, state: &mut State<P>) {
+        self.on_links(state, OutgoingLink::await_acks);
+    }
+
+    fn on_links(&self, state: &mut State<P>, act: impl Fn(&mut OutgoingLink<P>, &mut SourceCore)) {
+        let State { core, links, .. } = state;
+        links.iter_mut().flatten().for_each(|link| act(link, core));
+        if links.iter().flatten().any(|link| link.failed.is_some()) {
+            self.wake.wake();
+        }
+    }
+
+    /// Tells the timer thread to end.
+    pub(crate) fn close(&self) {
+        self.lock().closing = true;
+        self.wake.wake();
+        self.state.notify_all();
+    }
+
+    /// Closes for good: links do not outlive the timer thread, however that ends.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        let links: Vec<_> = (0..state.links.len()).map(|session| state.take_link(session)).collect();
+        drop(state);
+        self.tell_flushes();
+        // Unmapping them may take long.
+        drop(links);
+    }
+
+    /// Waits for acks, or for the deadline; a wake-up without either is possible.
+    pub(super) fn wait_flushed<'a>(&'a self, guard: Guard<'a, P>, deadline: Instant) -> Guard<'a, P> {
+        self.state.wait_until(guard, deadline)
+    }
+
+    /// Tells those who wait for acks that some came, or that a destination went.
+    pub(super) fn tell_flushes(&self) {
+        self.state.notify_all();
+    }
+}
+
+impl<P: Platform> State<P> {
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Begins a flush of one session or of all; `None` if too many are waiting.
+    pub(crate) fn start_flush(&mut self, only: Option<SessionId>) -> Option<usize> {
+        let flush = self.flushes.trailing_ones() as usize;
+        if flush == MAX_FLUSHES {
+            return None;
+        }
+        self.flushes |= 1 << flush;
+        self.core.start_flush(flush, only);
+        Some(flush)
+    }
+
+    pub(crate) fn is_flushing(&self) -> bool {
+        self.flushes != 0
+    }
+
+    pub(crate) fn end_flush(&mut self, flush: usize) {
+        self.core.end_flush(flush);
+        self.flushes &= !(1 << flush);
+    }
+
+    /// What the application must be asked for on a link, if there is room for the answer.
+    pub(super) fn poll_read(&mut self, session: SessionId) -> Option<Read> {
+        let State { core, links, .. } = self;
+        let link = links[session].as_mut()?;
+        if link.may_read(core) { core.poll_read(session) } else { None }
+    }
+
+    /// Takes a destination in, whose link `make` makes for this session and attachment.
+    pub(super) fn add_link(
+        &mut self,
+        subscription: Subscription,
+        make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
+    ) {
+        let session = self.core.attach(subscription);
+        self.counters.attached += 1;
+        if self.links.len() <= session {
+            self.links.resize_with(session + 1, || None);
+        }
+        self.links[session] = Some(make(session, self.counters.attached));
+    }
+
+    pub(super) fn refuse(&mut self, error: &GreetingError) {
+        self.counters.refused += 1;
+        self.counters.last_error = Some(format!("a destination was not taken: {error}"));
+    }
+
+    /// Takes a link out. The caller drops it once it has let go of the lock: unmapping a large ring takes long.
+    pub(super) fn take_link(&mut self, session: SessionId) -> Option<OutgoingLink<P>> {
+        let link = self.links[session].take();
+        if let Some(OutgoingLink { failed: Some(error), id, .. }) = &link {
+            // An overrun is counted where it is found.
+            let is_ours = matches!(error, LinkError::Overrun { .. } | LinkError::Enumerator { .. });
+            self.counters.broken += u64::from(!is_ours);
+            self.counters.last_error = Some(format!("process {}: {error}", id.pid));
+        }
+        self.core.detach(session);
+        link
+    }
+}
