@@ -9,6 +9,8 @@ pub(crate) mod application;
 pub(crate) mod flush;
 pub(crate) mod greeting;
 pub(crate) mod incoming;
+#[cfg(test)]
+mod models;
 pub(crate) mod outgoing;
 pub(crate) mod peer;
 pub(crate) mod platform;

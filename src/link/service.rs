@@ -91,12 +91,9 @@ impl Door {
             match answer {
                 Ok(None) => self.strangers.push((socket, since)),
                 Ok(Some(welcomed)) => {
-                    let mut state = shared.lock_for_timer();
                     let subscription = welcomed.subscription.clone();
                     let make = |session, attachment| welcomed.into_link(session, attachment, socket);
-                    state.add_link(subscription, make);
-                    // The next turn sends it the first ring-full.
-                    shared.wake.wake();
+                    shared.add_link(subscription, make);
                 }
                 Err(error) => shared.lock().refuse(&error),
             }

@@ -159,6 +159,23 @@ impl<P: Platform> Shared<P> {
         all
     }
 
+    /// Takes a destination in, whose link `make` makes for this session and attachment. The timer's next turn sends it the
+    /// first ring-full.
+    pub(super) fn add_link(
+        &self,
+        subscription: Subscription,
+        make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
+    ) {
+        let mut state = self.lock_for_timer();
+        let session = state.core.attach(subscription);
+        state.counters.attached += 1;
+        if state.links.len() <= session {
+            state.links.resize_with(session + 1, || None);
+        }
+        state.links[session] = Some(make(session, state.counters.attached));
+        self.wake.wake();
+    }
+
     /// Takes in the acks of every destination.
     pub(crate) fn drain_acks(&self, state: &mut State<P>) {
         self.on_links(state, OutgoingLink::drain_acks);
@@ -236,20 +253,6 @@ impl<P: Platform> State<P> {
         let State { core, links, .. } = self;
         let link = links[session].as_mut()?;
         if link.may_read(core) { core.poll_read(session) } else { None }
-    }
-
-    /// Takes a destination in, whose link `make` makes for this session and attachment.
-    pub(super) fn add_link(
-        &mut self,
-        subscription: Subscription,
-        make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
-    ) {
-        let session = self.core.attach(subscription);
-        self.counters.attached += 1;
-        if self.links.len() <= session {
-            self.links.resize_with(session + 1, || None);
-        }
-        self.links[session] = Some(make(session, self.counters.attached));
     }
 
     pub(super) fn refuse(&mut self, error: &GreetingError) {

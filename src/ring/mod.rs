@@ -91,11 +91,9 @@ mod heap;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]
-mod loom_memory;
+pub(crate) mod loom_memory;
 #[cfg(test)]
-mod models;
-#[cfg(test)]
-mod mutants;
+pub(crate) mod models;
 #[cfg(test)]
 mod tests;
 

@@ -1,15 +1,14 @@
 //! Models of the ring: loom runs them through every interleaving and every value that a load may return.
 //!
-//! They run the production algorithm on [`loom_memory`](super::loom_memory). Each states how many preemptions
-//! it is explored with, which takes a second or two; with `LOOM_MAX_PREEMPTIONS=20` all but the last are
-//! exhaustive, within half a minute each. [`mutants`](super::mutants) shows that each of them can fail.
+//! They run the production algorithm on [`loom_memory`](super::loom_memory). Each states how many preemptions it is explored
+//! with, which takes seconds; `LOOM_MAX_PREEMPTIONS` overrides that. `tests/mutants` shows that each of them can fail.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::loom_memory::{Bell, LoomMemory, Mutation, ring_at};
+use super::loom_memory::{Bell, LoomMemory, Signal, ring_at};
 use super::{Consumer, Producer};
 
 /// The smallest ring: eight words, a payload of at most eight bytes.
@@ -17,46 +16,47 @@ const CAPACITY: u64 = 64;
 
 #[test]
 fn records_arrive_whole_and_in_order() {
-    check(TRANSFER, Mutation::Nothing);
+    explore(8, transfer);
+}
+
+#[test]
+fn second_lap_overwrites_only_what_was_read() {
+    explore(2, two_laps);
 }
 
 #[test]
 fn ring_that_ran_empty_begins_anew() {
-    check(BEGIN_ANEW, Mutation::Nothing);
+    explore(8, begin_anew);
 }
 
 #[test]
 fn sleeping_consumer_is_rung_when_something_is_published() {
-    check(DATA_WAKE_UP, Mutation::Nothing);
+    explore(7, data_wake_up);
 }
 
 #[test]
 fn sleeping_producer_is_rung_when_room_is_released() {
-    check(ROOM_WAKE_UP, Mutation::Nothing);
+    explore(7, room_wake_up);
 }
 
 #[test]
 fn both_sides_sleep_and_wake_each_other() {
-    check(BOTH_WAKE_UP, Mutation::Nothing);
+    explore(3, both_wake_up);
 }
 
-/// A model, and how many preemptions it is explored with.
-#[derive(Clone, Copy)]
-pub(super) struct Model {
-    run: fn(Mutation),
-    max_preemptions: usize,
+#[test]
+fn death_of_a_sleeper_is_noticed_by_the_one_who_waits_for_it() {
+    explore(5, death_of_a_sleeper);
 }
 
-pub(super) const TRANSFER: Model = Model { run: transfer, max_preemptions: 6 };
-pub(super) const BEGIN_ANEW: Model = Model { run: begin_anew, max_preemptions: 6 };
-pub(super) const DATA_WAKE_UP: Model = Model { run: data_wake_up, max_preemptions: 5 };
-pub(super) const ROOM_WAKE_UP: Model = Model { run: room_wake_up, max_preemptions: 5 };
-pub(super) const BOTH_WAKE_UP: Model = Model { run: both_wake_up, max_preemptions: 3 };
+/// No model makes nearly so many steps, unless it never ends.
+const MAX_BRANCHES: usize = 10_000;
 
-/// Explores the model; panics if an interleaving fails.
-pub(super) fn check(model: Model, mutation: Mutation) {
+/// Runs `model` through all interleavings with so many preemptions, and prints how many there were.
+pub(crate) fn explore(max_preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound.get_or_insert(model.max_preemptions);
+    builder.preemption_bound.get_or_insert(max_preemptions);
+    builder.max_branches = MAX_BRANCHES;
     let bound = builder.preemption_bound;
     let interleavings = Arc::new(AtomicU64::new(0));
     let counter = interleavings.clone();
@@ -64,7 +64,7 @@ pub(super) fn check(model: Model, mutation: Mutation) {
     builder.check(move || {
         // Relaxed: a statistic, on one thread.
         counter.fetch_add(1, Ordering::Relaxed);
-        (model.run)(mutation);
+        model();
     });
     println!("{interleavings:?} interleavings with {bound:?} preemptions in {:?}", begun.elapsed());
 }
@@ -75,13 +75,13 @@ pub(super) fn check(model: Model, mutation: Mutation) {
 ///
 /// Nobody sleeps here, so there is no SeqCst fence that could stand in for the Release stores and Acquire
 /// fences.
-fn transfer(mutation: Mutation) {
+fn transfer() {
     const BEGIN: u64 = 0u64.wrapping_sub(24);
     const LENGTHS: [usize; 5] = [8, 7, 0, 5, 3];
     const PUBLISH_AFTER: [bool; 5] = [false, true, false, true, true];
     const RELEASE_AFTER: [bool; 5] = [false, true, false, false, true];
 
-    let (mut producer, mut consumer) = ring_at(CAPACITY, BEGIN, mutation);
+    let (mut producer, mut consumer) = ring_at(CAPACITY, BEGIN);
 
     loom::thread::spawn(move || {
         for (index, len) in LENGTHS.into_iter().enumerate() {
@@ -107,11 +107,35 @@ fn transfer(mutation: Mutation) {
     assert_eq!(consumer.is_empty(), Ok(true));
 }
 
+/// Nine records of a quarter of the ring each, the first four there to begin with, published and released one by one: each
+/// place is written a second time, and one a third time.
+fn two_laps() {
+    const RECORDS: usize = 9;
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
+    fill(&mut producer);
+    let for_producer = Rc::new(Bell::new());
+    let for_consumer = Rc::new(Bell::new());
+
+    let bells = (for_producer.clone(), for_consumer.clone());
+    loom::thread::spawn(move || {
+        for index in 4..RECORDS {
+            write_or_sleep(&mut producer, index, 8, &bells.0);
+            publish_and_ring(&mut producer, &bells.1);
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for index in 0..RECORDS {
+        read_or_sleep(&mut consumer, &mut scratch, index, 8, &for_consumer);
+        release_and_ring(&mut consumer, &for_producer);
+    }
+}
+
 /// The producer looks before each record but the first whether it can begin anew: depending on how far the consumer is, it
 /// goes on behind the records before or overwrites them. Nobody sleeps.
-fn begin_anew(mutation: Mutation) {
+fn begin_anew() {
     const LENGTHS: [usize; 3] = [8, 5, 8];
-    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     producer.set_hot_bytes(16);
 
     loom::thread::spawn(move || {
@@ -132,9 +156,9 @@ fn begin_anew(mutation: Mutation) {
 }
 
 /// The consumer sleeps whenever it finds the ring empty; the ring never fills.
-fn data_wake_up(mutation: Mutation) {
+fn data_wake_up() {
     const LENGTHS: [usize; 2] = [8, 0];
-    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     let for_consumer = Rc::new(Bell::new());
 
     let bell = for_consumer.clone();
@@ -154,8 +178,8 @@ fn data_wake_up(mutation: Mutation) {
 
 /// The producer finds the ring full and sleeps until there is room, up to twice; the consumer never finds it
 /// empty, and leaves the last records where they are.
-fn room_wake_up(mutation: Mutation) {
-    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+fn room_wake_up() {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     fill(&mut producer);
     let for_producer = Rc::new(Bell::new());
 
@@ -175,8 +199,8 @@ fn room_wake_up(mutation: Mutation) {
 }
 
 /// A full ring to begin with; then either side sleeps when it can do nothing else.
-fn both_wake_up(mutation: Mutation) {
-    let (mut producer, mut consumer) = ring_at(CAPACITY, 0, mutation);
+fn both_wake_up() {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     fill(&mut producer);
     let for_producer = Rc::new(Bell::new());
     let for_consumer = Rc::new(Bell::new());
@@ -197,6 +221,39 @@ fn both_wake_up(mutation: Mutation) {
             release_and_ring(&mut consumer, &for_producer);
         }
     }
+}
+
+/// A consumer says that it sleeps, and dies. The producer publishes to it, rings it and waits for room that will never be
+/// there: it neither hangs nor takes the ring for an error.
+fn death_of_a_sleeper() {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
+    assert!(write(&mut producer, 0, 8));
+    producer.publish();
+    let for_producer = Rc::new(Bell::new());
+    let for_consumer = Rc::new(Bell::new());
+
+    let bell = for_producer.clone();
+    loom::thread::spawn(move || {
+        assert!(read(&mut consumer, &mut Vec::new(), 0, 8));
+        release_and_ring(&mut consumer, &bell);
+        consumer.start_waiting();
+        drop(consumer);
+        bell.hang_up();
+    });
+
+    let mut written = 1;
+    loop {
+        while write(&mut producer, written, 8) {
+            publish_and_ring(&mut producer, &for_consumer);
+            written += 1;
+        }
+        producer.start_waiting();
+        if !producer.has_room_for(8).unwrap() && for_producer.wait() == Signal::HungUp {
+            break;
+        }
+        producer.stop_waiting();
+    }
+    assert!((4..=5).contains(&written), "a ring-full, and what was read: {written}");
 }
 
 /// Fills the ring with four records, before there is a second thread.
