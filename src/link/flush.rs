@@ -79,13 +79,13 @@ impl<P: Platform> Shared<P> {
         let flush = state.start_flush(session).ok_or(FlushError::TooMany)?;
         let outcome = loop {
             self.await_acks(&mut state);
-            if let Some(outcome) = flush_outcome(&state, flush, destinations, deadline) {
-                break outcome;
+            match flush_outcome(&state, flush, destinations, deadline) {
+                Some(acked @ Flushed::Acked(_)) => break Ok(acked),
+                // Its destinations are gone because it is.
+                _ if state.is_closing() => break Err(FlushError::Closed),
+                Some(outcome) => break Ok(outcome),
+                None => state = self.wait_flushed(state, deadline),
             }
-            if state.is_closing() {
-                break Err(FlushError::Closed);
-            }
-            state = self.wait_flushed(state, deadline);
         };
         state.end_flush(flush);
         outcome
@@ -102,7 +102,7 @@ fn flush_outcome<P: Platform>(
     flush: usize,
     destinations: &[DestinationId],
     deadline: Instant,
-) -> Option<Result<Flushed, FlushError>> {
+) -> Option<Flushed> {
     let mut left = Vec::new();
     let mut gone = destinations.to_vec();
     // One that was given up is as good as gone, and has not applied what it owed.
@@ -114,8 +114,7 @@ fn flush_outcome<P: Platform>(
     }
     left.retain(|&(_, entries)| entries > 0);
     if !left.is_empty() {
-        return (P::now() >= deadline).then_some(Ok(Flushed::TimedOut(left)));
+        return (P::now() >= deadline).then_some(Flushed::TimedOut(left));
     }
-    let all = if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) };
-    Some(Ok(all))
+    Some(if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) })
 }

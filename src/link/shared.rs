@@ -43,7 +43,7 @@ pub(crate) struct State<P: Platform = Linux> {
     /// By session.
     pub(crate) links: Vec<Option<OutgoingLink<P>>>,
     /// A bit for each flush that waits.
-    pub(super) flushes: u16,
+    flushes: u16,
     closing: bool,
     pub(crate) counters: ServiceCounters,
 }

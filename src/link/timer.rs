@@ -109,9 +109,6 @@ impl<P: Platform> Timer<P> {
         }
         let pumped = link.pump(&mut state.core, &self.shared.policy, FRAMES_PER_TURN);
         state.core.request_tick(session);
-        if state.flushes != 0 {
-            link.await_acks(&mut state.core);
-        }
         if state.core.is_overrun(session) {
             link.failed = Some(LinkError::Overrun { max: state.core.max_tombstones() });
         }
@@ -119,6 +116,7 @@ impl<P: Platform> Timer<P> {
         let is_full = pumped == Pumped::Full && link.failed.is_none();
         let dead = if heard.gone || link.failed.is_some() { state.take_link(session) } else { None };
         if state.is_flushing() {
+            // They ask to be rung anew: this turn has said that the source is awake.
             self.shared.tell_flushes();
         }
         drop(guard);

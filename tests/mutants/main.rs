@@ -1,13 +1,13 @@
-//! The protocol with one fault at a time: the simulation or a model has to find each.
+//! The library with one fault at a time: the simulation or a model has to find each.
 //!
-//! All faults ([`table`]) are written into a copy of the protocol's files ([`schema`]), each beside the text that it
-//! replaces, and an environment variable says which one is effective. So there is one build, of a package that holds the
-//! protocol and its tests only ([`package`]), and then one process per mutant and test ([`run`]). Production code knows
-//! nothing of this. A fault whose text is not found any more fails the test: the table keeps up with the code.
+//! All faults ([`table`]) are written into a copy of the library ([`package`]), each beside the text that it replaces
+//! ([`schema`]), and an environment variable says which one is effective. So there is one build, and then one process per
+//! mutant and test ([`run`]). Production code knows nothing of this. A fault whose text is not found any more fails the test:
+//! the table keeps up with the code.
 //!
 //! ```sh
 //! cargo test --test mutants -- --nocapture             # prints the table
-//! cargo test --test mutants -- --ignored --nocapture   # and that of the models alone
+//! cargo test --test mutants -- --ignored --nocapture   # and what each model catches by itself
 //! ```
 
 mod package;
@@ -15,6 +15,8 @@ mod run;
 mod schema;
 mod table;
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -23,73 +25,128 @@ use run::Outcome;
 use table::Mutant;
 
 const SIMULATION: &str = "proto::sim::";
-const MODELS: &str = "proto::models::";
+const PROTOCOL_MODELS: &str = "proto::models::";
+const RING_MODELS: &str = "ring::models::";
+const LINK_MODELS: &str = "link::models::";
 
 /// Processes at a time.
 const AT_A_TIME: usize = 2;
 
-/// The models are asked for what the simulation does not find: they take longer.
+/// Which tests have to find a fault in a file; those that take longer are asked for what those before do not find.
+fn suites(file: &str) -> &'static [&'static str] {
+    match file.split('/').next() {
+        Some("ring") => &[RING_MODELS, LINK_MODELS],
+        Some("link") => &[LINK_MODELS],
+        _ => &[SIMULATION, PROTOCOL_MODELS],
+    }
+}
+
 #[test]
 fn the_simulation_or_a_model_catches_every_mutant() {
     let mutants = table::mutants();
-    let all: Vec<usize> = (1..=mutants.len()).collect();
-    let mut outcomes = outcomes(&all, SIMULATION);
-    let missed: Vec<usize> = all.into_iter().filter(|&mutant| !outcomes[mutant - 1].1.is_caught()).collect();
-    if !missed.is_empty() {
-        for (mutant, outcome) in self::outcomes(&missed, MODELS) {
-            outcomes[mutant - 1].1 = outcome;
-        }
+    let suites = [SIMULATION, RING_MODELS, LINK_MODELS].map(|suite| (suite, run::tests(binary(), suite)));
+    let sound = each(&suites, |(_, tests)| run::run(binary(), 0, tests));
+    assert!(sound.iter().all(|outcome| matches!(outcome, Outcome::Survived)), "without a fault: {sound:?}");
+    let outcomes = each(&numbers(&mutants), |&mutant| {
+        let suites = self::suites(mutants[mutant - 1].file).iter();
+        let mut outcomes = suites.map(|suite| run::run(binary(), mutant, &run::tests(binary(), suite)));
+        outcomes.find(|outcome| !matches!(outcome, Outcome::Survived)).unwrap_or(Outcome::Survived)
+    });
+    println!("| | fault | in | caught by | what it says |\n|---|---|---|---|---|");
+    for (number, (Mutant { fault, file, .. }, outcome)) in (1..).zip(mutants.iter().zip(&outcomes)) {
+        println!("| {number} | {fault} | `{file}` | {outcome} |");
     }
-    print(&mutants, &outcomes);
-    let survivors: Vec<_> = outcomes.iter().filter(|(_, outcome)| !outcome.is_caught()).collect();
+    let survivors: Vec<_> = (1..).zip(&outcomes).filter(|(_, outcome)| !outcome.is_caught()).collect();
     assert!(survivors.is_empty(), "mutants that nothing catches: {survivors:#?}");
 }
 
 /// A model that finds nothing shows nothing: so each must find something.
 #[test]
 #[ignore = "takes half an hour"]
-fn each_model_catches_a_mutant() {
+fn each_model_of_the_protocol_catches_a_mutant() {
     let mutants = table::mutants();
-    let outcomes = outcomes(&(1..=mutants.len()).collect::<Vec<_>>(), MODELS);
-    print(&mutants, &outcomes);
-    let finds = |model: &String| outcomes.iter().any(|(_, outcome)| outcome.is_caught_by(model));
-    let idle: Vec<_> = run::tests(binary(), MODELS).into_iter().filter(|model| !finds(model)).collect();
+    let tests = run::tests(binary(), PROTOCOL_MODELS);
+    let numbers = of_suite(&mutants, PROTOCOL_MODELS);
+    let outcomes = each(&numbers, |&mutant| run::run(binary(), mutant, &tests));
+    let finds = |model: &String| outcomes.iter().any(|outcome| outcome.is_caught_by(model));
+    let idle: Vec<_> = tests.iter().filter(|model| !finds(model)).collect();
     assert!(idle.is_empty(), "models that catch nothing that none before them catches: {idle:?}");
 }
 
-/// What these tests say of these mutants, once they have passed without any.
-fn outcomes(mutants: &[usize], tests: &str) -> Vec<(usize, Outcome)> {
-    let (binary, tests) = (binary(), run::tests(binary(), tests));
-    let sound = run::run(binary, 0, &tests);
-    assert!(matches!(sound, Outcome::Survived), "the protocol without a fault: {sound:?}");
+/// As above for the models of the ring and the link, each of which is asked for each fault.
+#[test]
+#[ignore = "takes some minutes"]
+fn each_model_of_the_ring_and_the_link_catches_a_mutant() {
+    let mutants = table::mutants();
+    let tests = [RING_MODELS, LINK_MODELS].map(|suite| run::tests(binary(), suite)).concat();
+    let numbers = of_suite(&mutants, LINK_MODELS);
+    let catching = each(&numbers, |&mutant| {
+        let catches = |test: &&String| run::run_test(binary(), mutant, test).is_caught();
+        tests.iter().filter(catches).collect::<Vec<_>>()
+    });
+    println!("| fault | in | models that catch it |\n|---|---|---|");
+    for (&mutant, catching) in numbers.iter().zip(&catching) {
+        let Mutant { fault, file, .. } = mutants[mutant - 1];
+        let names: Vec<_> =
+            catching.iter().map(|test| format!("`{}`", test.replace("::models::", "::"))).collect();
+        println!("| {fault} | `{file}` | {} |", names.join(", "));
+    }
+    let idle: Vec<_> = tests.iter().filter(|test| !catching.iter().flatten().any(|by| by == test)).collect();
+    assert!(idle.is_empty(), "models that catch nothing: {idle:?}");
+}
+
+/// Who weakens an order, or adds one, has a mutant to show for it.
+#[test]
+fn every_order_in_the_ring_has_a_mutant() {
+    const ORDERS: [&str; 4] = ["Acquire", "Release", "AcqRel", "SeqCst"];
+    let mutants = table::mutants();
+    for file in ["ring/consumer.rs", "ring/handshake.rs", "ring/producer.rs"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file)).unwrap();
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or(line));
+        let code = code.filter(|line| !line.starts_with("use ")).collect::<Vec<_>>().join("\n");
+        let orders: usize = ORDERS.iter().map(|order| code.matches(order).count()).sum();
+        let edits = mutants.iter().filter(|mutant| mutant.file == file).flat_map(|mutant| mutant.edits);
+        let marked = edits.map(|(at, _)| at).filter(|at| ORDERS.iter().any(|order| at.contains(order)));
+        let different: BTreeSet<String> = marked.map(|at| at.replace(['«', '»'], "")).collect();
+        assert_eq!(different.len(), orders, "orders in {file}, and what its mutants weaken: {different:#?}");
+    }
+}
+
+fn numbers(mutants: &[&Mutant]) -> Vec<usize> {
+    (1..=mutants.len()).collect()
+}
+
+/// The numbers of those that this suite has to find.
+fn of_suite(mutants: &[&Mutant], suite: &str) -> Vec<usize> {
+    let mut numbers = numbers(mutants);
+    numbers.retain(|number| suites(mutants[number - 1].file).contains(&suite));
+    numbers
+}
+
+/// The outcomes of some runs, [`AT_A_TIME`].
+fn each<T: Sync, O: Send>(of: &[T], run: impl Fn(&T) -> O + Sync) -> Vec<O> {
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..AT_A_TIME {
             scope.spawn(|| {
-                // Relaxed: a counter.
-                while let Some(&mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = run::run(binary, mutant, &tests);
-                    outcomes.lock().unwrap().push((mutant, outcome));
+                loop {
+                    // Relaxed: a counter.
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(of) = of.get(at) else { break };
+                    let outcome = run(of);
+                    outcomes.lock().unwrap().push((at, outcome));
                 }
             });
         }
     });
     let mut outcomes = outcomes.into_inner().unwrap();
-    outcomes.sort_by_key(|&(mutant, _)| mutant);
-    outcomes
+    outcomes.sort_by_key(|&(at, _)| at);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// The tests of the protocol with all faults in it.
+/// The tests of the library with all faults in it.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| package::build(&table::mutants()))
-}
-
-fn print(mutants: &[&Mutant], outcomes: &[(usize, Outcome)]) {
-    println!("| | fault | in | caught by | what it says |\n|---|---|---|---|---|");
-    for (mutant, outcome) in outcomes {
-        let Mutant { fault, file, .. } = mutants[mutant - 1];
-        println!("| {mutant} | {fault} | `{file}` | {outcome} |");
-    }
 }

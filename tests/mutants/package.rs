@@ -1,4 +1,4 @@
-//! A package with nothing but the protocol and its tests, and the faults in it.
+//! A copy of the library and its unit tests, with the faults in it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,14 @@ use std::{env, fs, io};
 use crate::schema::{self, Edit};
 use crate::table::Mutant;
 
-/// What the protocol is made of: files and directories below `src/`.
-const PARTS: [&str; 7] =
-    ["opcode.rs", "proto", "retention.rs", "seq.rs", "snapshot.rs", "subscription.rs", "wire"];
-
-/// What it and its tests need; versions and features are those of the project.
-const DEPENDENCIES: [&str; 5] = ["fastrand", "hashbrown", "smallvec", "stateright", "thiserror"];
+/// The command is left out.
+const LEFT_OUT: &str = "src/bin";
 
 const ROOT: &str = "\
-//! The protocol with faults in it, at most one of which is effective: that of the number in SHMIRROR_MUTANT.
-#![allow(warnings)]
+#![allow(warnings)] // The library with faults in it, at most one of which is effective: that of the number in SHMIRROR_MUTANT.
+";
 
-mod opcode;
-mod proto;
-mod retention;
-mod seq;
-mod snapshot;
-mod subscription;
-mod wire;
-
-pub use seq::SyncSeq;
-
+const CHOICE: &str = "
 pub(crate) fn mutant(number: usize) -> bool {
     static CHOSEN: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     let chosen = || std::env::var(\"SHMIRROR_MUTANT\").map_or(0, |number| number.parse().unwrap());
@@ -65,17 +52,23 @@ fn write(project: &Path, package: &Path, mutants: &[&Mutant]) {
         let file = project.join("src").join(mutant.file);
         edits.entry(file).or_default().extend(mutant.edits.iter().map(|&(at, to)| (number, Edit { at, to })));
     }
-    for from in PARTS.iter().flat_map(|part| files(&project.join("src").join(part)).unwrap()) {
-        let to = package.join(from.strip_prefix(project).expect("a file of the project"));
+    for from in files(&project.join("src")).unwrap() {
+        let below = from.strip_prefix(project).expect("a file of the project");
+        if below.starts_with(LEFT_OUT) {
+            continue;
+        }
         let text = fs::read_to_string(&from).unwrap();
         let edits = edits.remove(&from).unwrap_or_default();
-        let text =
+        let mut text =
             schema::insert(&text, &edits).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        if below.ends_with("src/lib.rs") {
+            text = [ROOT, &text, CHOICE].concat();
+        }
+        let to = package.join(below);
         fs::create_dir_all(to.parent().expect("it is below src")).unwrap();
         fs::write(to, text).unwrap();
     }
-    assert!(edits.is_empty(), "no part of the protocol: {:?}", edits.keys());
-    fs::write(source.join("lib.rs"), ROOT).unwrap();
+    assert!(edits.is_empty(), "no file of the library: {:?}", edits.keys());
     fs::write(package.join("Cargo.toml"), manifest(project)).unwrap();
     fs::copy(project.join("Cargo.lock"), package.join("Cargo.lock")).unwrap();
 }
@@ -92,17 +85,18 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// Of the same name as the project, so that its lock file fits.
+/// Of the same name and with the same dependencies as the project, so that its lock file fits; without its lints and targets.
 fn manifest(project: &Path) -> String {
     let whole = fs::read_to_string(project.join("Cargo.toml")).unwrap();
-    let line =
-        |of: &str| whole.lines().find(|line| line.starts_with(&format!("{of} = "))).map(str::to_string);
-    let lines = |of: &[&str]| -> String {
-        of.iter().map(|of| line(of).unwrap_or_else(|| panic!("Cargo.toml has {of}")) + "\n").collect()
-    };
-    format!(
-        "[package]\n{}publish = false\n\n[dependencies]\n{}\n[profile.dev]\nopt-level = 1\n\n[profile.dev.package.\"*\"]\nopt-level = 0\n\n[workspace]\n",
-        lines(&["name", "version", "edition", "rust-version"]),
-        lines(&DEPENDENCIES),
-    )
+    let mut kept = String::new();
+    for section in whole.split("\n[") {
+        let section = format!("[{}\n", section.trim_start_matches('['));
+        if KEPT.iter().any(|name| section.starts_with(name)) {
+            kept += &section;
+        }
+    }
+    kept.replace("default-run = \"shmirror\"\n", "publish = false\n") + "\n[workspace]\n"
 }
+
+/// The sections of the manifest that are needed.
+const KEPT: [&str; 5] = ["[package]", "[features]", "[dependencies]", "[dev-dependencies]", "[profile.dev"];

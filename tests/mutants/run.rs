@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -68,8 +69,8 @@ pub(crate) fn run(binary: &Path, mutant: usize, tests: &[String]) -> Outcome {
     outcomes.into_iter().find(|outcome| !matches!(outcome, Outcome::Survived)).unwrap_or(Outcome::Survived)
 }
 
-fn run_test(binary: &Path, mutant: usize, test: &str) -> Outcome {
-    let log = binary.with_file_name(format!("mutant-{mutant}.log"));
+pub(crate) fn run_test(binary: &Path, mutant: usize, test: &str) -> Outcome {
+    let log = binary.with_file_name(format!("mutant-{mutant}-{}.log", test.replace("::", "-")));
     let output = File::create(&log).unwrap();
     let child = Command::new(binary)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -77,6 +78,7 @@ fn run_test(binary: &Path, mutant: usize, test: &str) -> Outcome {
         .env("SHMIRROR_SIM_RUNS", SIMULATION_RUNS.to_string())
         .env_remove("SHMIRROR_SIM_SEED")
         .env_remove("SHMIRROR_MODEL_BUDGET")
+        .env_remove("LOOM_MAX_PREEMPTIONS")
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
@@ -105,15 +107,17 @@ fn wait(mut child: Child) -> Option<ExitStatus> {
 
 /// How a test binary exits if a test has failed.
 const TEST_FAILED: i32 = 101;
+/// And how if a model has failed: to unwind the threads that loom has suspended in the middle of their work may panic again.
+const ABORTED: i32 = nix::libc::SIGABRT;
 
 fn outcome(test: &str, status: ExitStatus, said: &str) -> Outcome {
     if status.success() && said.contains("test result: ok. 1 passed;") {
         return Outcome::Survived;
     }
     let mut after = said.lines().skip_while(|line| !line.contains(" panicked at "));
-    let (Some(TEST_FAILED), Some(says)) = (status.code(), after.nth(1)) else {
-        return Outcome::Lost(format!("{test}: {status}"));
-    };
+    let says =
+        after.nth(1).filter(|_| status.code() == Some(TEST_FAILED) || status.signal() == Some(ABORTED));
+    let Some(says) = says else { return Outcome::Lost(format!("{test}: {status}")) };
     let seed = said.lines().find_map(|line| line.strip_prefix("seed ")?.split(' ').next());
     Outcome::Caught {
         test: test.to_string(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::Relaxed;
-use world::{Resends, Told, World};
+use world::{Resends, Thread, Told, World};
 
 use crate::ring::models::explore;
 use crate::source::{FlushError, Flushed};
@@ -124,43 +124,41 @@ fn changes_of_two_publishers_arrive_in_their_order() {
     });
 }
 
-/// More changes than the ring holds: they follow when there is room, which only the destination can tell of.
+/// A full ring, and one change more, which follows when there is room. Only the destination can tell of that: the timer
+/// thread has had its turn, and sleeps.
 #[test]
-fn changes_that_found_no_room_follow_when_there_is_some() {
-    explore(1, || {
+fn change_that_found_no_room_follows_when_there_is_some() {
+    explore(2, || {
         let world = World::new(Resends::Never);
         let destination = world.attach();
         for opcode in 0..6 {
             world.set(opcode, opcode);
         }
-        let destination = destination.start();
-        let timer = world.start_timer();
-        for opcode in 6..8 {
-            world.set(opcode, opcode);
-        }
-        assert_eq!(world.flush(), ALL_ACKED);
+        let mut timer = world.timer();
+        timer.turn(None);
+        let destination = destination.start_until(|told| told.len() == 7);
+        let timer = timer.start(None);
+        world.set(6, 6);
+        assert_eq!(destination.join().unwrap(), (0..7).map(|n| Told::Set(n, n)).collect::<Vec<_>>());
         world.close(timer);
-        assert_eq!(destination.join().unwrap(), (0..8).map(|n| Told::Set(n, n)).collect::<Vec<_>>());
     });
 }
 
 #[test]
 fn destination_that_attaches_while_others_publish_gets_everything_and_the_end_marker() {
-    explore(1, || {
+    explore(2, || {
         let world = World::new(Resends::Never);
         world.set(1, 1);
         let (rings, destination) = world.link();
-        let destination = destination.start();
-        let timer = world.start_timer_and(Some(rings));
+        let destination = destination.start_until(|told| {
+            told.contains(&Told::Synced) && told.contains(&Told::Set(2, 3)) && told.contains(&Told::Set(1, 2))
+        });
+        let timer = world.timer().start(Some(rings));
         world.set(1, 2);
         world.ready();
         world.set(2, 3);
-        while world.stats().destinations.is_empty() {
-            loom::thread::yield_now();
-        }
-        assert_eq!(world.flush(), ALL_ACKED);
-        world.close(timer);
         let told = destination.join().unwrap();
+        world.close(timer);
         let newest = |item| told.iter().rfind(|told| matches!(told, Told::Set(opcode, _) if *opcode == item));
         assert_eq!(newest(1), Some(&Told::Set(1, 2)), "{told:?}");
         assert_eq!(newest(2), Some(&Told::Set(2, 3)), "{told:?}");
@@ -204,20 +202,35 @@ fn flush_ends_when_the_source_is_closed() {
         let world = World::new(Resends::Never);
         let _never_receives = world.attach();
         let timer = world.start_timer();
-        let flushes = world.clone();
-        let flush = loom::thread::spawn(move || {
-            flushes.set(1, 1);
-            flushes.flush()
-        });
+        let flushed = start_set_and_flush(&world);
         world.close(timer);
-        let flushed = flush.join().unwrap();
-        assert!(
-            flushed == Err(FlushError::Closed)
-                || flushed.as_ref().is_ok_and(is_gone)
-                || flushed == Ok(Flushed::NoDestination),
-            "{flushed:?}"
-        );
+        assert!(is_closed(&flushed.join().unwrap()));
     });
+}
+
+/// The timer thread has panicked: what it does then is all that happens.
+#[test]
+fn flush_ends_when_the_timer_thread_is_dead() {
+    explore(4, || {
+        let world = World::new(Resends::Never);
+        let _never_receives = world.attach();
+        let flushed = start_set_and_flush(&world);
+        world.shared.end();
+        assert!(is_closed(&flushed.join().unwrap()));
+    });
+}
+
+fn start_set_and_flush(world: &World) -> Thread<Result<Flushed, FlushError>> {
+    let world = world.clone();
+    loom::thread::spawn(move || {
+        world.set(1, 1);
+        world.flush()
+    })
+}
+
+/// Closed before the flush, there is no destination any more.
+fn is_closed(flushed: &Result<Flushed, FlushError>) -> bool {
+    matches!(flushed, Err(FlushError::Closed) | Ok(Flushed::NoDestination))
 }
 
 /// Whoever reads statistics sees those of one moment.
@@ -251,7 +264,7 @@ fn statistics_are_whole_while_they_are_written() {
 fn pointer_that_is_replaced_while_it_is_sent_ends_with_the_newest_data() {
     explore(1, || {
         let world = World::new(Resends::Never);
-        let destination = world.attach().start();
+        let destination = world.attach().start_until(|told| told.contains(&Told::Set(1, 3)));
         let timer = world.start_timer();
         let data = Arc::new(AtomicU8::new(1));
         world.set_pointer(1, &data);
@@ -259,9 +272,8 @@ fn pointer_that_is_replaced_while_it_is_sent_ends_with_the_newest_data() {
         data.store(2, Relaxed);
         world.touch(1);
         world.set(1, 3);
-        assert_eq!(world.flush(), ALL_ACKED);
-        world.close(timer);
         let told = destination.join().unwrap();
+        world.close(timer);
         let values: Vec<u8> =
             told.iter().map(|told| if let Told::Set(1, value) = told { *value } else { 0 }).collect();
         assert!(values.is_sorted() && values.last() == Some(&3), "{told:?}");
@@ -270,18 +282,18 @@ fn pointer_that_is_replaced_while_it_is_sent_ends_with_the_newest_data() {
 
 #[test]
 fn pointer_whose_data_changes_while_it_is_sent_is_sent_again() {
-    explore(1, || {
+    explore(2, || {
         let world = World::new(Resends::Never);
-        let destination = world.attach().start();
-        let timer = world.start_timer();
         let data = Arc::new(AtomicU8::new(1));
+        let destination = world.attach();
         world.set_pointer(1, &data);
+        let destination = destination.start_until(|told| told.contains(&Told::Set(1, 2)));
+        let timer = world.start_timer();
         // Relaxed: the touch says so under the source's lock.
         data.store(2, Relaxed);
         world.touch(1);
-        assert_eq!(world.flush(), ALL_ACKED);
-        world.close(timer);
         let told = destination.join().unwrap();
+        world.close(timer);
         assert_eq!(told.last(), Some(&Told::Set(1, 2)), "{told:?}");
     });
 }

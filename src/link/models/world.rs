@@ -67,7 +67,12 @@ impl World {
         let table = core.table("t", Retention::default()).expect("the first table");
         let kernel = Kernel::new();
         let shared = Shared::new(core, policy, CHANGE_RING_BYTES, kernel.alarm());
-        World { kernel, shared: Arc::new(shared), table }
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "loom runs its threads on one thread of the system"
+        )]
+        let shared = Arc::new(shared);
+        World { kernel, shared, table }
     }
 
     /// A link: the source's end, which takes effect with [`World::add`], and the destination's.
@@ -163,37 +168,40 @@ impl World {
 
     /// Starts the timer thread, which ends when the source is closed.
     pub(super) fn start_timer(&self) -> Thread<()> {
-        self.start_timer_and(None)
-    }
-
-    /// As [`World::start_timer`]; it takes a destination in after its first turn.
-    pub(super) fn start_timer_and(&self, comes: Option<Rings>) -> Thread<()> {
-        let (world, mut timer) = (self.clone(), self.timer());
-        let mut comes = comes;
-        loom::thread::spawn(move || {
-            // As if there were somebody at the door.
-            while timer.turn(comes.as_ref().map(|_| Loom::now())) {
-                if let Some(rings) = comes.take() {
-                    world.add(rings);
-                }
-            }
-            world.shared.end();
-        })
+        self.timer().start(None)
     }
 
     pub(super) fn timer(&self) -> TimerThread {
-        TimerThread { timer: Timer::new(self.shared.clone()), waits: self.kernel.waits() }
+        TimerThread {
+            world: self.clone(),
+            timer: Timer::new(self.shared.clone()),
+            waits: self.kernel.waits(),
+        }
     }
 }
 
 /// What the timer thread has.
 #[derive(Debug)]
 pub(super) struct TimerThread {
+    world: World,
     timer: Timer<Loom>,
     waits: LoomWaits,
 }
 
 impl TimerThread {
+    /// Runs in a thread of its own until the source is closed. If a destination comes, it is taken in after the first turn.
+    pub(super) fn start(mut self, mut comes: Option<Rings>) -> Thread<()> {
+        loom::thread::spawn(move || {
+            // As if there were somebody at the door.
+            while self.turn(comes.as_ref().map(|_| Loom::now())) {
+                if let Some(rings) = comes.take() {
+                    self.world.add(rings);
+                }
+            }
+            self.world.shared.end();
+        })
+    }
+
     /// One round, as in [`service`](crate::link::service); with a deadline if there is one. `false` if the source is closing.
     pub(super) fn turn(&mut self, deadline: Option<Instant>) -> bool {
         self.waits.clear();
@@ -231,16 +239,19 @@ pub(super) enum Told {
 }
 
 impl Destination {
-    /// Receives until the source is gone, and answers what the application was told.
-    pub(super) fn run(mut self) -> Vec<Told> {
-        let mut waits = self.kernel.waits();
-        while !self.receive() || self.wait(&mut waits) {}
-        self.told
+    /// Receives in a thread of its own until the source is gone; the thread answers what the application was told.
+    pub(super) fn start(self) -> Thread<Vec<Told>> {
+        self.start_until(|_| false)
     }
 
-    /// As [`Destination::run`] in a thread of its own.
-    pub(super) fn start(self) -> Thread<Vec<Told>> {
-        loom::thread::spawn(move || self.run())
+    /// As [`Destination::start`], but ends when its application has been told enough. As nobody flushes meanwhile, nobody is
+    /// woken for acks either.
+    pub(super) fn start_until(mut self, enough: impl Fn(&[Told]) -> bool + 'static) -> Thread<Vec<Told>> {
+        let mut waits = self.kernel.waits();
+        loom::thread::spawn(move || {
+            while !enough(&self.told) && (!self.receive() || enough(&self.told) || self.wait(&mut waits)) {}
+            self.told
+        })
     }
 
     /// Receives once; answers whether there is nothing left.

@@ -2,7 +2,9 @@
 
 mod cache;
 mod destination;
+mod link;
 mod replay;
+mod ring;
 mod source;
 
 /// One deliberate fault.
@@ -15,7 +17,15 @@ pub(crate) struct Mutant {
     pub(crate) edits: &'static [(&'static str, &'static str)],
 }
 
-/// All of them, those of the source first.
+/// All of them: those of the protocol, its source first, then those of the ring and the link.
 pub(crate) fn mutants() -> Vec<&'static Mutant> {
-    [source::MUTANTS, cache::MUTANTS, replay::MUTANTS, destination::MUTANTS].into_iter().flatten().collect()
+    let tables = [
+        source::MUTANTS,
+        cache::MUTANTS,
+        replay::MUTANTS,
+        destination::MUTANTS,
+        ring::MUTANTS,
+        link::MUTANTS,
+    ];
+    tables.into_iter().flatten().collect()
 }

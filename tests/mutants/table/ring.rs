@@ -1,0 +1,63 @@
+//! Orders of memory accesses, each weakened; a test sees to it that none is left out.
+
+use super::Mutant;
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        fault: "the tail is stored Relaxed: it may be seen before the records",
+        file: "ring/producer.rs",
+        edits: &[("store_own(Word::Cursor, self.tail, «Release»)", "Relaxed")],
+    },
+    Mutant {
+        fault: "no Acquire behind the load of the tail: records may be read before they were written",
+        file: "ring/consumer.rs",
+        edits: &[("«self.memory.fence(Acquire);»", "")],
+    },
+    Mutant {
+        fault: "the head is stored Relaxed: it may be seen before the copies out are done",
+        file: "ring/consumer.rs",
+        edits: &[(
+            "store_own(Word::Cursor, self.position, «Release»)",
+            "std::sync::atomic::Ordering::Relaxed",
+        )],
+    },
+    Mutant {
+        fault: "no Acquire behind the load of the head: what is still being copied out may be overwritten",
+        file: "ring/producer.rs",
+        edits: &[("«self.memory.fence(Acquire);»", "")],
+    },
+    Mutant {
+        fault: "where the ring was begun anew is stored behind the tail: it may be missed",
+        file: "ring/producer.rs",
+        edits: &[
+            ("«self.memory.store_own(Word::Start, self.tail, Relaxed);»", "()"),
+            (
+                "self.published = self.tail; «true»",
+                "{ self.memory.store_own(Word::Start, self.kept_from, Relaxed); true }",
+            ),
+        ],
+    },
+    Mutant {
+        fault: "no fence between saying that one sleeps and the last look",
+        file: "ring/handshake.rs",
+        edits: &[("«memory.fence(SeqCst);» }", "")],
+    },
+    Mutant {
+        fault: "that fence is AcqRel",
+        file: "ring/handshake.rs",
+        edits: &[("memory.fence(«SeqCst»); }", "std::sync::atomic::Ordering::AcqRel")],
+    },
+    Mutant {
+        fault: "no fence between publishing and the look whether the peer sleeps",
+        file: "ring/handshake.rs",
+        edits: &[("«memory.fence(SeqCst);» // Relaxed: ordered by the fence above", "")],
+    },
+    Mutant {
+        fault: "that fence is AcqRel",
+        file: "ring/handshake.rs",
+        edits: &[(
+            "memory.fence(«SeqCst»); // Relaxed: ordered by the fence above",
+            "std::sync::atomic::Ordering::AcqRel",
+        )],
+    },
+];
