@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use super::layout::region_bytes;
 use super::ring_memory::{ConsumerMapping, ProducerMapping};
 use super::*;
-use crate::ring::{ConsumerMemory, Memory, ProducerMemory, Word as RingWord};
+use crate::ring::tests::{arrive_at_a_polling_consumer, arrive_when_both_sides_sleep};
+use crate::ring::{Consumer, ConsumerMemory, Memory, Producer, ProducerMemory, Word as RingWord};
 use crate::sys::test_process::{alone, cloned, forked};
 
 const RING_BYTES: u64 = 8192;
@@ -210,4 +211,39 @@ fn stays_readable_after_its_creator_is_gone() {
     own.store(Word::Tail, 42, Relaxed);
     drop(own);
     assert_eq!(peer.load(Word::Tail), 42);
+}
+
+/// The memories of both sides of one ring, with one address for each byte, so that ThreadSanitizer sees both sides of what
+/// happens to it. In a link, each side has mappings of its own. What is kept must outlive the memories.
+fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping, [Arc<OwnRegion>; 2]) {
+    let create = |header| Arc::new(OwnRegion::create(Header { ring_bytes, ..header }).unwrap());
+    let kept @ [change, ack] = &[create(CHANGE), create(ACK)];
+    let seen = |own: &OwnRegion| {
+        // SAFETY: a copy of a handle that neither of the two drops twice: this one, as the creator says, never does.
+        let map = unsafe { ptr::read(&own.map.map) };
+        let creator = own.map.creator.seen_from_a_clone();
+        Arc::new(PeerRegion { map: Mapping { map, creator, ..own.map } })
+    };
+    let producer = ProducerMapping::new(change.clone(), seen(ack));
+    (producer, ConsumerMapping::new(ack.clone(), seen(change)), kept.clone())
+}
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping() {
+    let (producer, consumer, _kept) = on_one_mapping(1024);
+    arrive_at_a_polling_consumer(Producer::new(producer, 1024), Consumer::new(consumer, 1024), 1024);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping_that_begins_anew_all_the_time() {
+    let (producer, consumer, _kept) = on_one_mapping(1024);
+    let mut producer = Producer::new(producer, 1024);
+    producer.set_hot_bytes(64);
+    arrive_at_a_polling_consumer(producer, Consumer::new(consumer, 1024), 1024);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping_when_both_sides_sleep() {
+    let (producer, consumer, _kept) = on_one_mapping(256);
+    arrive_when_both_sides_sleep(Producer::new(producer, 256), Consumer::new(consumer, 256), 256);
 }

@@ -97,7 +97,7 @@ mod models;
 #[cfg(test)]
 mod mutants;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use consumer::Consumer;
 pub use error::RingError;
