@@ -1,8 +1,8 @@
 //! Tests of the regions.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
@@ -218,29 +218,33 @@ fn stays_readable_after_its_creator_is_gone() {
 }
 
 /// The memories of both sides of one ring, with one address for each byte, so that ThreadSanitizer sees both sides of what
-/// happens to it. In a link, each side has mappings of its own. What is kept must outlive the memories.
-fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping, [Arc<OwnRegion>; 2]) {
+/// happens to it. In a link, each side has mappings of its own.
+fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping) {
     let create = |header| Arc::new(OwnRegion::create(Header { ring_bytes, ..header }).unwrap());
-    let kept @ [change, ack] = &[create(CHANGE), create(ACK)];
+    let (change, ack) = (create(CHANGE), create(ACK));
+    KEPT.lock().unwrap().extend([change.clone(), ack.clone()]);
     let seen = |own: &OwnRegion| {
-        // SAFETY: a copy of a handle that neither of the two drops twice: this one, as the creator says, never does.
+        // SAFETY: a copy of a handle that is never dropped: the first is in `KEPT`, this one thinks that it is elsewhere.
         let map = unsafe { ptr::read(&own.map.map) };
         let creator = own.map.creator.seen_from_a_clone();
         Arc::new(PeerRegion { map: Mapping { map, creator, ..own.map } })
     };
-    let producer = ProducerMapping::new(change.clone(), seen(ack));
-    (producer, ConsumerMapping::new(ack.clone(), seen(change)), kept.clone())
+    let producer = ProducerMapping::new(change.clone(), seen(&ack));
+    (producer, ConsumerMapping::new(ack, seen(&change)))
 }
+
+/// Mapped for ever, since a test that fails leaves the other side's thread behind.
+static KEPT: Mutex<Vec<Arc<OwnRegion>>> = Mutex::new(Vec::new());
 
 #[test]
 fn records_of_random_sizes_arrive_through_one_mapping() {
-    let (producer, consumer, _kept) = on_one_mapping(1024);
+    let (producer, consumer) = on_one_mapping(1024);
     arrive_at_a_polling_consumer(Producer::new(producer, 1024), Consumer::new(consumer, 1024), 1024);
 }
 
 #[test]
 fn records_of_random_sizes_arrive_through_one_mapping_that_begins_anew_all_the_time() {
-    let (producer, consumer, _kept) = on_one_mapping(1024);
+    let (producer, consumer) = on_one_mapping(1024);
     let mut producer = Producer::new(producer, 1024);
     producer.set_hot_bytes(64);
     arrive_at_a_polling_consumer(producer, Consumer::new(consumer, 1024), 1024);
@@ -248,6 +252,6 @@ fn records_of_random_sizes_arrive_through_one_mapping_that_begins_anew_all_the_t
 
 #[test]
 fn records_of_random_sizes_arrive_through_one_mapping_when_both_sides_sleep() {
-    let (producer, consumer, _kept) = on_one_mapping(256);
+    let (producer, consumer) = on_one_mapping(256);
     arrive_when_both_sides_sleep(Producer::new(producer, 256), Consumer::new(consumer, 256), 256);
 }
