@@ -453,6 +453,22 @@ mod tests {
     }
 
     #[test]
+    fn addresses_and_arrays_come_back_wherever_they_stand() {
+        let group = ([7u8, 0, 9], Ipv6Addr::LOCALHOST, [1u8; 2]);
+        assert_eq!(opcode(group).as_bytes().len(), 3 + 16 + 2);
+        assert_eq!(opcode(group).decode(), Ok(group));
+    }
+
+    #[test]
+    fn map_of_opcodes_is_asked_by_their_bytes() {
+        let map = std::collections::BTreeMap::from([(opcode("a"), 1), (opcode(7u16), 2)]);
+        assert_eq!(
+            (map.get(&b"a"[..]), map.get(&[0, 7][..]), map.get(&b"b"[..])),
+            (Some(&1), Some(&2), None)
+        );
+    }
+
+    #[test]
     fn groups_of_strings_stay_apart_where_their_bytes_would_join() {
         assert_ne!(opcode(("ab", "c")), opcode(("a", "bc")));
         assert_ne!(opcode(("a\0", "b")), opcode(("a", "\0b")));

@@ -3,7 +3,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{PATIENCE, contents, contents_of_source, until};
 use shmirror::{
@@ -188,6 +188,49 @@ fn a_spinning_and_a_blocking_destination_see_the_source_go_and_come() {
         source.table("t").unwrap().ready();
         receive_until("Synced");
         assert_eq!(log, ["SourceFound", "Synced", "SourceLost", "SourceFound", "Set", "Synced"]);
+    }
+}
+
+#[test]
+fn a_spinning_destination_takes_in_what_comes_later_and_gives_up_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = options(&dir).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.ready();
+    let mut destination =
+        Destination::options().runtime_dir(dir.path()).wait(Wait::Spin).connect("s").unwrap();
+    common::receive(&mut destination, "the table", |_| Ok(()), |destination| destination.is_synced("t"));
+    let (begin, timeout) = (Instant::now(), Duration::from_millis(20));
+    while destination.recv_timeout(timeout, |_| Ok(())).unwrap() > 0 {}
+    assert!(begin.elapsed() >= timeout);
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(timeout);
+        table.set("k", b"v").unwrap()
+    });
+    let mut values = Vec::new();
+    while values.is_empty() {
+        let collect = |event: Event<'_>| {
+            if let Event::Set { value, .. } = event {
+                values.push(value.to_vec());
+            }
+            Ok(())
+        };
+        destination.recv(collect).unwrap();
+    }
+    assert_eq!(values, [b"v"]);
+    assert_eq!(later.join().unwrap(), Sent::Now);
+}
+
+#[test]
+fn an_equal_value_is_no_change_unless_the_source_is_to_send_it() {
+    for send_equal in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = options(&dir).send_equal(send_equal).create("s").unwrap();
+        let table = source.table("t").unwrap();
+        table.set("k", b"v").unwrap();
+        let outcome = table.set("k", b"v").unwrap();
+        assert_eq!(outcome, if send_equal { Sent::Now } else { Sent::Unchanged });
+        assert_eq!(table.set("k", b"w").unwrap(), Sent::Now);
     }
 }
 

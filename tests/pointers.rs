@@ -114,6 +114,29 @@ fn lock_that_a_snapshot_takes_may_be_held_by_whoever_publishes() {
 }
 
 #[test]
+fn data_that_is_longer_than_the_room_left_follows_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).ring_bytes(4096).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.ready();
+    let mut replica = synced_replica(dir.path());
+    for n in 0..8u32 {
+        assert_eq!(table.set(n, [1; 400]).unwrap(), Sent::Now, "all of them fit");
+    }
+    let reads = Arc::new(AtomicU64::new(0));
+    let counter = reads.clone();
+    let data = Arc::new(SnapshotFn(move |out: &mut Vec<u8>| -> SnapshotResult {
+        counter.fetch_add(1, Ordering::Relaxed);
+        out.extend_from_slice(&[2; 900]);
+        Ok(())
+    }));
+    assert_eq!(table.set_shared("p", &data).unwrap(), Sent::Deferred);
+    until("a read for which there is no room", || reads.load(Ordering::Relaxed) > 0);
+    follow(&mut replica, "the pointer's data", |replica| replica.table("t").get("p") == Some(&[2; 900]));
+    assert_eq!(replica.table("t").len(), 9);
+}
+
+#[test]
 fn an_entry_says_what_it_holds() {
     let (dir, source, table) = source();
     table.set_shared("p", &Arc::new(Mutex::new(b"sent before".to_vec()))).unwrap();

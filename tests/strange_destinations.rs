@@ -385,7 +385,11 @@ fn ack(first: u64, last: u64, seqs: [u32; 2]) -> Vec<u8> {
 #[test]
 fn destination_that_breaks_the_protocol_loses_its_link_and_nobody_else_does() {
     type Misdeed = fn(&RawDestination);
-    let misdeeds: [(Misdeed, &str); 14] = [
+    let misdeeds: [(Misdeed, &str); 15] = [
+        (
+            |it| say(&it.socket, b"one more thing", &[]),
+            "the peer sent a message after the greeting, expected none",
+        ),
         (
             |it| it.own.put_word(TAIL, 8192),
             "the peer's ring is damaged: the producer's tail is 8192, expected 0 to 4096",

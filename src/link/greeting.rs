@@ -282,3 +282,21 @@ fn receive(socket: &Socket) -> Result<Option<Message>, GreetingError> {
 fn two(fds: Vec<OwnedFd>) -> Result<[OwnedFd; FDS], GreetingError> {
     fds.try_into().map_err(|fds: Vec<OwnedFd>| GreetingError::Descriptors { found: fds.len() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn user_that_is_not_allowed_is_refused_with_those_that_are() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let own = process::own_uid();
+        let others = AllowedUsers(vec![own + 1, own + 2]);
+        let text = others.check(socket.as_fd()).unwrap_err().to_string();
+        assert_eq!(text, format!("the peer runs as user {own}, expected one of [{}, {}]", own + 1, own + 2));
+        assert_eq!(AllowedUsers::new(&[own]).check(socket.as_fd()).unwrap().uid, own);
+    }
+}

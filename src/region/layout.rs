@@ -98,7 +98,12 @@ pub(crate) fn is_ring_size(ring_bytes: u64) -> bool {
 pub(crate) fn region_bytes(ring_bytes: u64) -> u64 {
     assert!(is_ring_size(ring_bytes), "ring_bytes {ring_bytes} was checked before");
     let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| u64::try_from(bytes).ok());
-    (DATA as u64 + ring_bytes).next_multiple_of(page.expect("every Linux tells its page size"))
+    in_pages(ring_bytes, page.expect("every Linux tells its page size"))
+}
+
+/// As [`region_bytes`], with pages of that size: 4 KiB, or 16 or 64 KiB on some hosts, larger than [`DATA`] then.
+fn in_pages(ring_bytes: u64, page_bytes: u64) -> u64 {
+    (DATA as u64 + ring_bytes).next_multiple_of(page_bytes)
 }
 
 /// `shmirror` on a little-endian host; anything else on a host of the other order.
@@ -127,10 +132,15 @@ pub(super) const DATA: usize = 4096;
 
 const _: () = assert!(HEADER_BYTES == 32);
 const _: () = assert!(std::mem::offset_of!(RawHeader, magic) == 0);
+const _: () = assert!(align_of::<RawHeader>() == 8);
+const _: () = assert!(std::mem::offset_of!(RawHeader, version) == 8);
+const _: () = assert!(std::mem::offset_of!(RawHeader, kind) == 12);
+const _: () = assert!(std::mem::offset_of!(RawHeader, ring_bytes) == 16);
 const _: () = assert!(std::mem::offset_of!(RawHeader, identity) == 24);
 const _: () = assert!(HEADER + HEADER_BYTES <= TAIL);
 const _: () =
     assert!(TAIL == 128 && START == 136 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
+const _: () = assert!(align_of::<std::sync::atomic::AtomicU64>() == WORD_BYTES, "the words are as far apart");
 const _: () = assert!(CONSUMER_WAITS + WORD_BYTES <= DATA);
 const _: () = assert!(DATA.is_multiple_of(FALSE_SHARING_BYTES));
 const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_power_of_two());
@@ -150,10 +160,27 @@ mod tests {
     }
 
     #[test]
-    fn region_is_whole_pages_and_holds_header_and_data() {
-        for ring_bytes in [256, 4096, 1 << 16, 1 << 20] {
-            let bytes = region_bytes(ring_bytes);
-            assert!(bytes >= 4096 + ring_bytes && bytes.is_multiple_of(4096), "{ring_bytes}: {bytes}");
+    fn region_is_whole_pages_of_any_size_and_holds_header_and_data() {
+        for page_bytes in [4096, 1 << 14, 1 << 16] {
+            for ring_bytes in [MIN_RING_BYTES, 4096, 1 << 16, 1 << 20, MAX_RING_BYTES] {
+                let bytes = in_pages(ring_bytes, page_bytes);
+                let least = DATA as u64 + ring_bytes;
+                assert!(bytes.is_multiple_of(page_bytes), "{ring_bytes} in {page_bytes}: {bytes}");
+                assert!(
+                    (least..least + page_bytes).contains(&bytes),
+                    "{ring_bytes} in {page_bytes}: {bytes}"
+                );
+            }
+        }
+        assert_eq!(in_pages(4096, 4096), 8192);
+        assert_eq!(in_pages(4096, 1 << 16), 1 << 16, "header and data may share one page");
+    }
+
+    #[test]
+    fn region_is_whole_pages_of_this_host() {
+        let page_bytes = sysconf(SysconfVar::PAGE_SIZE).unwrap().unwrap() as u64;
+        for ring_bytes in [MIN_RING_BYTES, 4096, 1 << 16] {
+            assert_eq!(region_bytes(ring_bytes), in_pages(ring_bytes, page_bytes));
         }
     }
 }

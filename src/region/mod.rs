@@ -256,8 +256,9 @@ impl PeerRegion {
         // SAFETY: in bounds and aligned by the layout's constants, and mapped; read-only memory allows
         // Relaxed loads of 8 bytes on 64-bit targets, and no other access is made.
         let word = unsafe { AtomicU64::from_ptr(at.cast()) };
-        // Relaxed: all that read-only memory allows
-        word.load(Ordering::Relaxed)
+        // Relaxed: all that read-only memory allows. ThreadSanitizer does not know the fence that completes it: only for that
+        // an Acquire load stands in for both.
+        word.load(if cfg!(shmirror_tsan) { Ordering::Acquire } else { Ordering::Relaxed })
     }
 
     /// Copies out of the data: any bytes at all, if the peer misbehaves.

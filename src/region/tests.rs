@@ -1,18 +1,20 @@
 //! Tests of the regions.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
 use super::layout::region_bytes;
 use super::ring_memory::{ConsumerMapping, ProducerMapping};
 use super::*;
-use crate::ring::{ConsumerMemory, Memory, ProducerMemory, Word as RingWord};
+use crate::ring::tests::{arrive_at_a_polling_consumer, arrive_when_both_sides_sleep};
+use crate::ring::{Consumer, ConsumerMemory, Memory, Producer, ProducerMemory, Word as RingWord};
 use crate::sys::test_process::{alone, cloned, forked};
 
-const RING_BYTES: u64 = 8192;
+/// Larger than a page of any host, so that regions of other rings have other lengths.
+const RING_BYTES: u64 = 1 << 16;
 const CHANGE: Header = Header { kind: Kind::Change, ring_bytes: RING_BYTES, identity: 0x5eed };
 const ACK: Header = Header { kind: Kind::Ack, ring_bytes: 256, identity: 0xacc };
 
@@ -50,7 +52,7 @@ fn link() -> (ProducerMapping, ConsumerMapping, ProducerMapping, ConsumerMapping
 #[test]
 fn words_and_data_reach_the_other_side() {
     let (changes_out, changes_in, acks_out, acks_in) = link();
-    for (producer, consumer, last) in [(&changes_out, &changes_in, 8191), (&acks_out, &acks_in, 255)] {
+    for (producer, consumer, last) in [(&changes_out, &changes_in, 65535), (&acks_out, &acks_in, 255)] {
         producer.copy_in(0, b"first");
         producer.copy_in(last, b"z");
         producer.fence(Release);
@@ -94,13 +96,13 @@ fn memories_move_between_threads() {
 fn access_beyond_the_data_panics() {
     let (out, seen, ..) = link();
     let panics = |access: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(access)).is_err();
-    assert!(!panics(&|| out.copy_in(8192, &[])));
-    assert!(panics(&|| out.copy_in(8192, &[1])));
-    assert!(panics(&|| out.copy_in(8000, &[1; 193])));
+    assert!(!panics(&|| out.copy_in(65536, &[])));
+    assert!(panics(&|| out.copy_in(65536, &[1])));
+    assert!(panics(&|| out.copy_in(65344, &[1; 193])));
     assert!(panics(&|| out.copy_in(usize::MAX, &[1])));
-    assert!(!panics(&|| out.copy_in_all(8190, [&[1], &[1]])));
-    assert!(panics(&|| out.copy_in_all(8190, [&[1], &[1, 1]])));
-    assert!(panics(&|| seen.copy_out(0, &mut [0; 8193])));
+    assert!(!panics(&|| out.copy_in_all(65534, [&[1], &[1]])));
+    assert!(panics(&|| out.copy_in_all(65534, [&[1], &[1, 1]])));
+    assert!(panics(&|| seen.copy_out(0, &mut [0; 65537])));
     assert!(panics(&|| seen.copy_out(usize::MAX - 1, &mut [0; 4])));
 }
 
@@ -144,8 +146,10 @@ fn creator_cannot_take_pages_away_from_the_receiver() {
 
 #[test]
 fn header_that_differs_from_the_handshake_is_refused_with_both() {
+    let lengths =
+        format!("is {} bytes long, expected {}", region_bytes(2 * RING_BYTES), region_bytes(RING_BYTES));
     let cases = [
-        (open_as(Header { ring_bytes: 4096, ..CHANGE }, CHANGE), "is 8192 bytes long, expected 12288"),
+        (open_as(Header { ring_bytes: 2 * RING_BYTES, ..CHANGE }, CHANGE), &*lengths),
         (open_as(Header { kind: Kind::Ack, ..CHANGE }, CHANGE), "of kind 2, expected 1 (change region)"),
         (open_as(Header { identity: 0xbad, ..CHANGE }, CHANGE), "identity 0xbad, expected 0x5eed"),
         (
@@ -155,10 +159,10 @@ fn header_that_differs_from_the_handshake_is_refused_with_both() {
         (open_with_header(|header| header.magic = 0), "with 0x0000000000000000, expected 0x726f7272696d6873"),
         (open_with_header(|header| header.version = 9), "layout version 9, expected 2"),
         (open_with_header(|header| header.kind = 7), "of kind 7, expected 1 (change region)"),
-        (open_with_header(|header| header.ring_bytes = 3), "a ring of 3 bytes, expected 8192"),
+        (open_with_header(|header| header.ring_bytes = 3), "a ring of 3 bytes, expected 65536"),
         (
             open_with_header(|header| header.ring_bytes = 1 << 40),
-            "a ring of 1099511627776 bytes, expected 8192",
+            "a ring of 1099511627776 bytes, expected 65536",
         ),
     ];
     for (outcome, expected) in cases {
@@ -171,7 +175,8 @@ fn header_that_differs_from_the_handshake_is_refused_with_both() {
 fn region_beyond_the_maximum_is_refused() {
     let own = OwnRegion::create(CHANGE).unwrap();
     let text = PeerRegion::open(passed(&own), CHANGE, 4096).unwrap_err().to_string();
-    assert_eq!(text, "the peer's shared memory is 12288 bytes long, expected at most 8192");
+    let (found, at_most) = (region_bytes(RING_BYTES), region_bytes(4096));
+    assert_eq!(text, format!("the peer's shared memory is {found} bytes long, expected at most {at_most}"));
 }
 
 #[test]
@@ -210,4 +215,43 @@ fn stays_readable_after_its_creator_is_gone() {
     own.store(Word::Tail, 42, Relaxed);
     drop(own);
     assert_eq!(peer.load(Word::Tail), 42);
+}
+
+/// The memories of both sides of one ring, with one address for each byte, so that ThreadSanitizer sees both sides of what
+/// happens to it. In a link, each side has mappings of its own.
+fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping) {
+    let create = |header| Arc::new(OwnRegion::create(Header { ring_bytes, ..header }).unwrap());
+    let (change, ack) = (create(CHANGE), create(ACK));
+    KEPT.lock().unwrap().extend([change.clone(), ack.clone()]);
+    let seen = |own: &OwnRegion| {
+        // SAFETY: a copy of a handle that is never dropped: the first is in `KEPT`, this one thinks that it is elsewhere.
+        let map = unsafe { ptr::read(&own.map.map) };
+        let creator = own.map.creator.seen_from_a_clone();
+        Arc::new(PeerRegion { map: Mapping { map, creator, ..own.map } })
+    };
+    let producer = ProducerMapping::new(change.clone(), seen(&ack));
+    (producer, ConsumerMapping::new(ack, seen(&change)))
+}
+
+/// Mapped for ever, since a test that fails leaves the other side's thread behind.
+static KEPT: Mutex<Vec<Arc<OwnRegion>>> = Mutex::new(Vec::new());
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping() {
+    let (producer, consumer) = on_one_mapping(1024);
+    arrive_at_a_polling_consumer(Producer::new(producer, 1024), Consumer::new(consumer, 1024), 1024);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping_that_begins_anew_all_the_time() {
+    let (producer, consumer) = on_one_mapping(1024);
+    let mut producer = Producer::new(producer, 1024);
+    producer.set_hot_bytes(64);
+    arrive_at_a_polling_consumer(producer, Consumer::new(consumer, 1024), 1024);
+}
+
+#[test]
+fn records_of_random_sizes_arrive_through_one_mapping_when_both_sides_sleep() {
+    let (producer, consumer) = on_one_mapping(256);
+    arrive_when_both_sides_sleep(Producer::new(producer, 256), Consumer::new(consumer, 256), 256);
 }

@@ -1,8 +1,7 @@
-//! A ring's memory on the heap, shared by two threads of a test, and a doorbell that goes with it.
+//! A ring's memory on the heap, shared by two threads of a test.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
@@ -93,32 +92,5 @@ impl ConsumerMemory for HeapMemory {
             // Relaxed: data are ordered by the cursors alone.
             *to = from.load(Ordering::Relaxed);
         }
-    }
-}
-
-/// A doorbell that stays signalled until the sleeper takes the signal.
-#[derive(Debug, Default)]
-pub(super) struct Bell {
-    rung: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Bell {
-    pub(super) fn ring(&self) {
-        *self.rung.lock().unwrap() = true;
-        self.changed.notify_one();
-    }
-
-    /// Sleeps until rung.
-    ///
-    /// # Panics
-    ///
-    /// After half a minute, which for these tests is for ever: the wake-up was lost.
-    pub(super) fn wait(&self) {
-        let rung = self.rung.lock().unwrap();
-        let (mut rung, _) =
-            self.changed.wait_timeout_while(rung, Duration::from_secs(30), |rung| !*rung).unwrap();
-        assert!(*rung, "lost wake-up: nobody rang");
-        *rung = false;
     }
 }

@@ -95,7 +95,7 @@ pub(crate) mod loom_memory;
 #[cfg(test)]
 pub(crate) mod models;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use consumer::Consumer;
 pub use error::RingError;

@@ -1,11 +1,14 @@
-//! Tests of both ends together, on memory on the heap.
+//! Tests of both ends together, on memory on the heap. Those with two threads also run on regions, in `region/tests.rs`.
 
-use std::sync::Arc;
+use std::os::fd::AsFd;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use super::heap::{Bell, HeapMemory, ring, ring_at};
+use super::heap::{ring, ring_at};
 use super::layout::record_bytes;
-use super::{Consumer, Producer, RingError, max_payload_bytes};
+use super::{Consumer, ConsumerMemory, Producer, ProducerMemory, RingError, max_payload_bytes};
+use crate::sys::bell::{Bell, Ringer};
+use crate::sys::poll::{Interest, PollSet};
 
 #[test]
 fn staged_records_are_unseen_until_published() {
@@ -311,17 +314,28 @@ fn capacity_must_be_a_power_of_two() {
 #[test]
 fn records_of_random_sizes_arrive_at_a_polling_consumer() {
     let (producer, consumer) = ring(1024);
-    arrive_at_a_polling_consumer(producer, consumer);
+    arrive_at_a_polling_consumer(producer, consumer, 1024);
 }
 
 #[test]
 fn records_of_random_sizes_arrive_from_a_ring_that_begins_anew_all_the_time() {
     let (mut producer, consumer) = ring(1024);
     producer.set_hot_bytes(64);
-    arrive_at_a_polling_consumer(producer, consumer);
+    arrive_at_a_polling_consumer(producer, consumer, 1024);
 }
 
-fn arrive_at_a_polling_consumer(mut producer: Producer<HeapMemory>, mut consumer: Consumer<HeapMemory>) {
+#[test]
+fn records_of_random_sizes_arrive_when_both_sides_sleep() {
+    // A ring of a few records, so that both sides have to wait all the time.
+    let (producer, consumer) = ring_at(128, 0u64.wrapping_sub(1 << 16));
+    arrive_when_both_sides_sleep(producer, consumer, 128);
+}
+
+pub(crate) fn arrive_at_a_polling_consumer(
+    mut producer: Producer<impl ProducerMemory + Send + 'static>,
+    mut consumer: Consumer<impl ConsumerMemory>,
+    capacity: u64,
+) {
     const SEED: u64 = 0x5EED;
     const RECORDS: u64 = 300_000;
 
@@ -344,7 +358,7 @@ fn arrive_at_a_polling_consumer(mut producer: Producer<HeapMemory>, mut consumer
     let mut random = Random::new(SEED);
     let mut scratch = Vec::new();
     for index in 0..RECORDS {
-        let expected = random_payload(&mut random, max_payload_bytes(1024));
+        let expected = random_payload(&mut random, max_payload_bytes(capacity));
         random.below(4);
         loop {
             if let Some(record) = consumer.try_read(&mut scratch).unwrap() {
@@ -362,40 +376,38 @@ fn arrive_at_a_polling_consumer(mut producer: Producer<HeapMemory>, mut consumer
     assert_eq!(read(&mut consumer), Ok(None));
 }
 
-#[test]
-fn records_of_random_sizes_arrive_when_both_sides_sleep() {
+pub(crate) fn arrive_when_both_sides_sleep(
+    mut producer: Producer<impl ProducerMemory + Send + 'static>,
+    mut consumer: Consumer<impl ConsumerMemory>,
+    capacity: u64,
+) {
     const SEED: u64 = 0xBED;
     const RECORDS: u64 = 100_000;
-    // A ring of a few records, so that both sides have to wait all the time.
-    let (mut producer, mut consumer) = ring_at(128, 0u64.wrapping_sub(1 << 16));
-    let bells = Arc::new([Bell::default(), Bell::default()]);
+    let (of_producer, of_consumer) = Doorbells::pair();
 
-    let shared = bells.clone();
     let writer = thread::spawn(move || {
-        let [for_producer, for_consumer] = &*shared;
         let mut random = Random::new(SEED);
         for _ in 0..RECORDS {
             let payload = random_payload(&mut random, producer.max_payload());
             while !write(&mut producer, &payload) {
                 producer.start_waiting();
                 if !producer.has_room_for(payload.len()).unwrap() {
-                    for_producer.wait();
+                    of_producer.wait();
                 }
                 producer.stop_waiting();
             }
             producer.publish();
             if producer.consumer_must_be_rung() {
-                for_consumer.ring();
+                of_producer.ring();
             }
         }
     });
 
     let _show = ShowSeed(SEED);
-    let [for_producer, for_consumer] = &*bells;
     let mut random = Random::new(SEED);
     let mut scratch = Vec::new();
     for index in 0..RECORDS {
-        let expected = random_payload(&mut random, max_payload_bytes(128));
+        let expected = random_payload(&mut random, max_payload_bytes(capacity));
         loop {
             if let Some(record) = consumer.try_read(&mut scratch).unwrap() {
                 assert_eq!(record, expected, "record {index}");
@@ -403,23 +415,57 @@ fn records_of_random_sizes_arrive_when_both_sides_sleep() {
             }
             consumer.start_waiting();
             if consumer.is_empty().unwrap() {
-                for_consumer.wait();
+                of_consumer.wait();
             }
             consumer.stop_waiting();
         }
         consumer.release();
         if consumer.producer_must_be_rung() {
-            for_producer.ring();
+            of_consumer.ring();
         }
     }
     writer.join().unwrap();
 }
 
-fn write(producer: &mut Producer<HeapMemory>, payload: &[u8]) -> bool {
+/// What one side sleeps on, and what it wakes the other with: those of a link.
+struct Doorbells {
+    own: Bell,
+    peers: Ringer,
+}
+
+impl Doorbells {
+    /// Both sides'.
+    fn pair() -> (Self, Self) {
+        let (first, rings_first) = Bell::new().unwrap();
+        let (second, rings_second) = Bell::new().unwrap();
+        let peers = |passed| Ringer::from_fd(passed).unwrap();
+        (Self { own: first, peers: peers(rings_second) }, Self { own: second, peers: peers(rings_first) })
+    }
+
+    /// Sleeps until this side is rung.
+    ///
+    /// # Panics
+    ///
+    /// After half a minute, which for these tests is for ever: the wake-up was lost.
+    fn wait(&self) {
+        let mut set = PollSet::new();
+        let own = set.watch(self.own.as_fd(), Interest::Read);
+        set.wait(Some(Instant::now() + Duration::from_secs(30))).unwrap();
+        assert!(set.ready(own).readable, "lost wake-up: nobody rang");
+        self.own.clear().unwrap();
+    }
+
+    /// Wakes the other.
+    fn ring(&self) {
+        self.peers.ring().unwrap();
+    }
+}
+
+fn write(producer: &mut Producer<impl ProducerMemory>, payload: &[u8]) -> bool {
     producer.try_write([payload]).unwrap()
 }
 
-fn read(consumer: &mut Consumer<HeapMemory>) -> Result<Option<Vec<u8>>, RingError> {
+fn read(consumer: &mut Consumer<impl ConsumerMemory>) -> Result<Option<Vec<u8>>, RingError> {
     let mut scratch = Vec::new();
     Ok(consumer.try_read(&mut scratch)?.map(<[u8]>::to_vec))
 }

@@ -70,6 +70,12 @@ impl Creator {
     pub(crate) fn is_this_process(&self) -> bool {
         self.is_here() && std::process::id() == self.pid
     }
+
+    /// What a child made by a bare `clone(2)` takes its own creator for: here, and another process.
+    #[cfg(test)]
+    pub(crate) fn seen_from_a_clone(self) -> Creator {
+        Creator { pid: 0, ..self }
+    }
 }
 
 /// A file descriptor of this process alone: a forked child finds a dead placeholder in its place.
