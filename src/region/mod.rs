@@ -31,7 +31,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
@@ -268,6 +268,8 @@ impl PeerRegion {
         // SAFETY: `data` checked that the source lies within the mapping; private bytes cannot overlap it.
         // Only a peer that breaks the protocol writes there meanwhile, and any byte is a value.
         unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+        // A peer that writes there meanwhile must not be looked at again in place of the copy.
+        compiler_fence(Ordering::SeqCst);
     }
 
     fn copy_header(&self) -> RawHeader {
@@ -283,6 +285,7 @@ impl PeerRegion {
         // SAFETY: the header lies within the mapping, the target is private and as long, and any bytes are a
         // value.
         unsafe { ptr::copy_nonoverlapping(from, (&raw mut raw).cast(), HEADER_BYTES) };
+        compiler_fence(Ordering::SeqCst); // as in `copy_out`
         RawHeader { magic, ..raw }
     }
 }
