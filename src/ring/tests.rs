@@ -337,7 +337,7 @@ pub(crate) fn arrive_at_a_polling_consumer(
     capacity: u64,
 ) {
     const SEED: u64 = 0x5EED;
-    const RECORDS: u64 = 300_000;
+    const RECORDS: u64 = 100_000;
 
     let writer = thread::spawn(move || {
         let mut random = Random::new(SEED);
@@ -382,7 +382,7 @@ pub(crate) fn arrive_when_both_sides_sleep(
     capacity: u64,
 ) {
     const SEED: u64 = 0xBED;
-    const RECORDS: u64 = 100_000;
+    const RECORDS: u64 = 30_000;
     let (of_producer, of_consumer) = Doorbells::pair();
 
     let writer = thread::spawn(move || {

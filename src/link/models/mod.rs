@@ -124,24 +124,35 @@ fn changes_of_two_publishers_arrive_in_their_order() {
     });
 }
 
-/// A full ring, and one change more, which follows when there is room. Only the destination can tell of that: the timer
-/// thread has had its turn, and sleeps.
 #[test]
 fn change_that_found_no_room_follows_when_there_is_some() {
-    explore(2, || {
-        let world = World::new(Resends::Never);
-        let destination = world.attach();
-        for opcode in 0..6 {
-            world.set(opcode, opcode);
-        }
-        let mut timer = world.timer();
-        timer.turn(None);
-        let destination = destination.start_until(|told| told.len() == 7);
-        let timer = timer.start(None);
-        world.set(6, 6);
-        assert_eq!(destination.join().unwrap(), (0..7).map(|n| Told::Set(n, n)).collect::<Vec<_>>());
-        world.close(timer);
-    });
+    explore(2, || follow_when_there_is_room(1));
+}
+
+/// So many that the ring is full a second time.
+#[test]
+fn changes_that_found_no_room_follow_when_there_is_some() {
+    explore(1, || follow_when_there_is_room(7));
+}
+
+/// A full ring, and so many changes more. Only the destination can tell of room: the timer thread has had its turn, and
+/// sleeps.
+fn follow_when_there_is_room(more: u8) {
+    let world = World::new(Resends::Never);
+    let destination = world.attach();
+    for opcode in 0..5 {
+        world.set(opcode, opcode);
+    }
+    let mut timer = world.timer();
+    timer.turn(None);
+    let all = 5 + more;
+    let destination = destination.start_until(move |told| told.len() == all.into());
+    let timer = timer.start(None);
+    for opcode in 5..all {
+        world.set(opcode, opcode);
+    }
+    assert_eq!(destination.join().unwrap(), (0..all).map(|n| Told::Set(n, n)).collect::<Vec<_>>());
+    world.close(timer);
 }
 
 #[test]

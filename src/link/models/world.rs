@@ -26,7 +26,7 @@ use crate::source::{FlushError, Flushed};
 use crate::stats::{DestinationId, SourceStats};
 use crate::subscription::Subscription;
 
-/// Six small changes, or a table's beginning, its end and four.
+/// The name of a table and five small changes of it.
 const CHANGE_RING_BYTES: u64 = 256;
 /// Four acks.
 const ACK_RING_BYTES: u64 = 128;

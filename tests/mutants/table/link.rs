@@ -27,9 +27,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("«self.changes.start_waiting();» self.awaits_room = true;", "")],
     },
     Mutant {
-        fault: "a source that was woken for room goes on waiting for it",
+        fault: "a source that was woken for room does not say so again when it waits for more",
         file: "link/outgoing.rs",
         edits: &[("self.changes.stop_waiting(); «self.awaits_room = false;» } /// Whether it is worth", "")],
+    },
+    Mutant {
+        fault: "a source that found room after all does not say so again when it waits for more",
+        file: "link/outgoing.rs",
+        edits: &[("self.changes.stop_waiting(); «self.awaits_room = false;» Ok(true)", "")],
     },
     Mutant {
         fault: "a destination that is about to sleep does not look again once it has said so",
