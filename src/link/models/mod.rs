@@ -146,7 +146,7 @@ fn follow_when_there_is_room(more: u8) {
     let mut timer = world.timer();
     timer.turn(None);
     let all = 5 + more;
-    let destination = destination.start_until(move |told| told.len() == all.into());
+    let destination = destination.start_until(move |told| told.len() == usize::from(all));
     let timer = timer.start(None);
     for opcode in 5..all {
         world.set(opcode, opcode);
