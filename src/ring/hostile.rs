@@ -41,7 +41,15 @@ fn tail_beyond_what_was_released_is_an_error() {
 #[test]
 fn start_that_no_producer_stores_is_an_error() {
     let position = 64 + 16;
-    for (start, tail, released) in [(88, 144, true), (120, 144, true), (128, 200, true), (128, 136, false)] {
+    let cases = [
+        (88, 144, true),
+        (120, 144, true),
+        (128, 200, true),
+        (128, 136, false),
+        // Nothing was written where the ring was begun anew.
+        (128, 128, true),
+    ];
+    for (start, tail, released) in cases {
         let (producer, consumer) = HeapMemory::pair(64, 64);
         let mut consumer = Consumer::at(consumer, 64, 64);
         producer.copy_in(0, &Header::record(8).to_bytes());
@@ -56,6 +64,22 @@ fn start_that_no_producer_stores_is_an_error() {
         let released = if released { position } else { 64 };
         let out_of_place = RingError::StartOutOfPlace { found: start, expected: 128, tail, released };
         assert_eq!(outcome, Err(out_of_place));
+    }
+}
+
+#[test]
+fn error_leaves_the_consumer_where_it_was() {
+    let (producer, mut consumer) = forged();
+    producer.copy_in(0, &Header::record(8).to_bytes());
+    producer.store_own(Word::Cursor, 64 + 16, SeqCst);
+    assert!(consumer.try_read(&mut vec![]).unwrap().is_some());
+    consumer.release();
+    // A new beginning that is right, with a tail that is not.
+    producer.store_own(Word::Start, 128, SeqCst);
+    producer.store_own(Word::Cursor, 141, SeqCst);
+    for _ in 0..2 {
+        assert_eq!(consumer.try_read(&mut vec![]), Err(RingError::TailUnaligned { found: 141 }));
+        assert_eq!(consumer.read_position(), 64 + 16);
     }
 }
 

@@ -208,6 +208,23 @@ fn consumer_must_not_wait_with_unreleased_records() {
 }
 
 #[test]
+fn consumer_may_wait_before_it_reads_where_the_ring_was_begun_anew() {
+    let (mut producer, mut consumer) = ring(1024);
+    producer.set_hot_bytes(64);
+    for _ in 0..2 {
+        assert!(write(&mut producer, &[1; 56]));
+        producer.publish();
+        assert_eq!(consumer.is_empty(), Ok(false));
+        // It may not read now: too many acks wait.
+        consumer.start_waiting();
+        consumer.stop_waiting();
+        assert!(read(&mut consumer).unwrap().is_some());
+        assert!(consumer.release());
+    }
+    assert!(producer.written() > 1024, "it was begun anew");
+}
+
+#[test]
 fn consumer_that_never_waits_is_never_rung_and_one_that_may_is() {
     for polls in [true, false] {
         let (mut producer, mut consumer) = ring(64);
