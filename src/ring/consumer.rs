@@ -56,7 +56,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     }
 
     /// The position behind the last record read.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn read_position(&self) -> u64 {
         self.position
     }

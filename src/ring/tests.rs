@@ -1,9 +1,10 @@
 //! Tests of both ends together, on memory on the heap.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
-use super::heap::{Bell, HeapMemory, ring, ring_at};
+use super::heap::{HeapMemory, ring, ring_at};
 use super::layout::record_bytes;
 use super::{Consumer, Producer, RingError, max_payload_bytes};
 
@@ -448,14 +449,14 @@ fn random_payload(random: &mut Random, at_most: usize) -> Vec<u8> {
 
 /// A seeded source of numbers: a Weyl sequence, mixed by multiplications and shifts.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
         let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
@@ -463,18 +464,45 @@ impl Random {
     }
 
     /// A number below `bound`, near enough to evenly.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 
 /// Prints the seed if the test fails while this is alive.
-pub(super) struct ShowSeed(pub(super) u64);
+struct ShowSeed(u64);
 
 impl Drop for ShowSeed {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("seed {}", self.0);
         }
+    }
+}
+
+/// A doorbell that stays signalled until the sleeper takes the signal.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Bell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+
+    /// Sleeps until rung.
+    ///
+    /// # Panics
+    ///
+    /// After half a minute, which for these tests is for ever: the wake-up was lost.
+    fn wait(&self) {
+        let rung = self.rung.lock().unwrap();
+        let (mut rung, _) =
+            self.changed.wait_timeout_while(rung, Duration::from_secs(30), |rung| !*rung).unwrap();
+        assert!(*rung, "lost wake-up: nobody rang");
+        *rung = false;
     }
 }

@@ -79,7 +79,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The encoded frame, in one piece.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let (opcode, value) = self.body();
         [&self.header(), opcode, value].concat()
