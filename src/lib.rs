@@ -57,6 +57,9 @@
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
 
 mod destination;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod link;
 mod monitor;
 mod opcode;

@@ -185,7 +185,8 @@ impl DestinationCore {
             return Ok(());
         }
         if frame.ordinal > link.next_ordinal {
-            self.stats.missing += frame.ordinal - link.next_ordinal;
+            let missing = frame.ordinal - link.next_ordinal;
+            self.stats.missing = self.stats.missing.saturating_add(missing);
             link.last_gap = Some(frame.ordinal - 1);
         }
         link.next_ordinal = frame.ordinal + 1;

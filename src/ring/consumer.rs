@@ -20,11 +20,9 @@ pub(crate) struct Consumer<M> {
     geometry: Geometry,
     /// Where the next record begins. The only true copy, never read back.
     position: u64,
-    /// What the head in shared memory says; behind `position` until the next release.
+    /// What was given back: what the head in shared memory says, or where the ring was begun anew, if nothing was released
+    /// since. Behind `position` until the next release; the producer may be one capacity ahead of it.
     released: u64,
-    /// Where the ring was begun anew, if nothing was released since, or `released`: the producer may be one capacity ahead
-    /// of it.
-    kept_from: u64,
     /// The producer's tail as last seen, checked; the true one may be further on.
     tail: u64,
     handshake: Handshake,
@@ -52,14 +50,13 @@ impl<M: ConsumerMemory> Consumer<M> {
             geometry: Geometry::new(capacity),
             position,
             released: position,
-            kept_from: position,
             tail: position,
             handshake: Handshake::default(),
         }
     }
 
     /// The position behind the last record read.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn read_position(&self) -> u64 {
         self.position
     }
@@ -122,7 +119,6 @@ impl<M: ConsumerMemory> Consumer<M> {
         // producer's load of the head, in `Producer::refresh_head`.
         self.memory.store_own(Word::Cursor, self.position, Release);
         self.released = self.position;
-        self.kept_from = self.position;
         true
     }
 
@@ -209,6 +205,9 @@ impl<M: ConsumerMemory> Consumer<M> {
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
         self.memory.fence(Acquire);
 
+        if !is_aligned(found) {
+            return Err(RingError::TailUnaligned { found });
+        }
         if found != self.position {
             // Relaxed: not older than the tail, by the fence above. Its partner is the store in
             // `Producer::begin_anew_if_drained`, before that of the tail.
@@ -218,29 +217,28 @@ impl<M: ConsumerMemory> Consumer<M> {
                 self.begin_anew(start, found)?;
             }
         }
-        let (at_least, at_most) = (self.position, self.kept_from.wrapping_add(self.geometry.capacity()));
+        let (at_least, at_most) = (self.position, self.released.wrapping_add(self.geometry.capacity()));
         if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
             return Err(RingError::TailOutOfRange { found, at_least, at_most });
-        }
-        if !is_aligned(found) {
-            return Err(RingError::TailUnaligned { found });
         }
         self.tail = found;
         Ok(())
     }
 
-    /// The producer has gone on at the ring's start. It does so only if all before was released.
+    /// The producer has gone on at the ring's start. It does so only if all before was released, and to write something: a
+    /// start at its very tail would leave this side with a new position and nothing to read there.
     #[cold]
     fn begin_anew(&mut self, start: u64, tail: u64) -> Result<(), RingError> {
         let expected = self.position.wrapping_add(self.geometry.to_end(self.position));
         if start != expected
             || self.position != self.released
-            || tail.wrapping_sub(start) > self.geometry.capacity()
+            || !(1..=self.geometry.capacity()).contains(&tail.wrapping_sub(start))
         {
             return Err(RingError::StartOutOfPlace { found: start, expected, tail, released: self.released });
         }
         self.position = start;
-        self.kept_from = start;
+        // Nothing lies in between, so there is nothing to give back.
+        self.released = start;
         Ok(())
     }
 

@@ -30,7 +30,7 @@ pub enum RingError {
     /// The producer has begun the ring anew where it could not, or while there was something to read.
     #[error(
         "the ring was begun anew at {found} with the tail at {tail}, \
-         expected at {expected} with all up to there released, which is so up to {released}"
+         expected at {expected} with the tail beyond it and all up to there released, which is so up to {released}"
     )]
     StartOutOfPlace {
         /// The start in shared memory.

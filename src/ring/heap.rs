@@ -3,32 +3,33 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
-use crossbeam_utils::CachePadded;
-
 use super::memory::{ConsumerMemory, Memory, ProducerMemory, Word};
 use super::{Consumer, Producer};
 
 /// Both ends of a ring on the heap that begins at `position`.
-pub(super) fn ring_at(capacity: u64, position: u64) -> (Producer<HeapMemory>, Consumer<HeapMemory>) {
+pub(crate) fn ring_at(capacity: u64, position: u64) -> (Producer<HeapMemory>, Consumer<HeapMemory>) {
     let (producer, consumer) = HeapMemory::pair(capacity, position);
     (Producer::at(producer, capacity, position), Consumer::at(consumer, capacity, position))
 }
 
 /// Both ends of a ring on the heap.
-pub(super) fn ring(capacity: u64) -> (Producer<HeapMemory>, Consumer<HeapMemory>) {
+#[cfg(test)]
+pub(crate) fn ring(capacity: u64) -> (Producer<HeapMemory>, Consumer<HeapMemory>) {
     let (producer, consumer) = HeapMemory::pair(capacity, 0);
     (Producer::new(producer, capacity), Consumer::new(consumer, capacity))
 }
 
 /// One side's view.
 #[derive(Clone, Debug)]
-pub(super) struct HeapMemory {
-    own: Arc<CachePadded<Words>>,
-    peer: Arc<CachePadded<Words>>,
+pub(crate) struct HeapMemory {
+    own: Arc<Words>,
+    peer: Arc<Words>,
     data: Arc<[AtomicU8]>,
 }
 
+/// One side's, in cache lines of their own, as in a region.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Words {
     cursor: AtomicU64,
     start: AtomicU64,
@@ -52,10 +53,10 @@ impl Words {
 impl HeapMemory {
     /// The producer's view and the consumer's. A test that plays a misbehaving peer keeps a clone of its
     /// view.
-    pub(super) fn pair(capacity: u64, position: u64) -> (Self, Self) {
+    pub(crate) fn pair(capacity: u64, position: u64) -> (Self, Self) {
         let data: Arc<[_]> = (0..capacity).map(|_| AtomicU8::new(0)).collect();
-        let of_producer = Arc::new(CachePadded::new(Words::at(position)));
-        let of_consumer = Arc::new(CachePadded::new(Words::at(position)));
+        let of_producer = Arc::new(Words::at(position));
+        let of_consumer = Arc::new(Words::at(position));
         let producer = Self { own: of_producer.clone(), peer: of_consumer.clone(), data: data.clone() };
         let consumer = Self { own: of_consumer, peer: of_producer, data };
         (producer, consumer)

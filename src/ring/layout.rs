@@ -53,7 +53,7 @@ impl Geometry {
     }
 
     /// For models, whose rings are small.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn set_hot_bytes(&mut self, bytes: u64) {
         self.hot_bytes = bytes;
     }

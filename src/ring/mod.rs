@@ -86,8 +86,8 @@ mod layout;
 mod memory;
 mod producer;
 
-#[cfg(test)]
-mod heap;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod heap;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// For models, whose rings are small: the producer looks so often whether the ring can begin anew.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn set_hot_bytes(&mut self, bytes: u64) {
         self.geometry.set_hot_bytes(bytes);
     }

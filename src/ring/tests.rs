@@ -211,6 +211,23 @@ fn consumer_must_not_wait_with_unreleased_records() {
 }
 
 #[test]
+fn consumer_may_wait_before_it_reads_where_the_ring_was_begun_anew() {
+    let (mut producer, mut consumer) = ring(1024);
+    producer.set_hot_bytes(64);
+    for _ in 0..2 {
+        assert!(write(&mut producer, &[1; 56]));
+        producer.publish();
+        assert_eq!(consumer.is_empty(), Ok(false));
+        // It may not read now: too many acks wait.
+        consumer.start_waiting();
+        consumer.stop_waiting();
+        assert!(read(&mut consumer).unwrap().is_some());
+        assert!(consumer.release());
+    }
+    assert!(producer.written() > 1024, "it was begun anew");
+}
+
+#[test]
 fn consumer_that_never_waits_is_never_rung_and_one_that_may_is() {
     for polls in [true, false] {
         let (mut producer, mut consumer) = ring(64);
@@ -477,14 +494,14 @@ fn random_payload(random: &mut Random, at_most: usize) -> Vec<u8> {
 
 /// A seeded source of numbers: a Weyl sequence, mixed by multiplications and shifts.
 #[derive(Debug)]
-pub(super) struct Random(u64);
+struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(super) fn next(&mut self) -> u64 {
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
         let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xD6E8_FEB8_6659_FD93);
@@ -492,13 +509,13 @@ impl Random {
     }
 
     /// A number below `bound`, near enough to evenly.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
+    fn below(&mut self, bound: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 
 /// Prints the seed if the test fails while this is alive.
-pub(super) struct ShowSeed(pub(super) u64);
+struct ShowSeed(u64);
 
 impl Drop for ShowSeed {
     fn drop(&mut self) {

@@ -79,7 +79,7 @@ impl<'a> Frame<'a> {
     }
 
     /// The encoded frame, in one piece.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let (opcode, value) = self.body();
         [&self.header(), opcode, value].concat()
@@ -118,9 +118,19 @@ impl<'a> Frame<'a> {
             }
         };
         let ahead = u32_at(bytes, 16).wrapping_sub(expected as u32) as i32;
+        let ordinal = expected.saturating_add_signed(ahead.into());
+        // So that there is always a next one.
+        if ordinal == u64::MAX {
+            return Err(WireError::Field {
+                what: "change record",
+                field: "ordinal",
+                found: ordinal,
+                expected: "less".into(),
+            });
+        }
         Ok(Frame {
             change: ChangeNumber::from_wire(u64_at(bytes, 0)),
-            ordinal: expected.saturating_add_signed(ahead.into()),
+            ordinal,
             table: u16_at(bytes, 20),
             payload,
         })
@@ -182,6 +192,20 @@ mod tests {
                     "an old frame came again"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn there_is_an_ordinal_behind_each_that_is_taken() {
+        let frame = |ordinal| {
+            let payload = Payload::End { oldest_unacked: 0 };
+            Frame { change: ChangeNumber::from_wire(1), ordinal, table: 0, payload }
+        };
+        let last = u64::MAX - 1;
+        assert_eq!(Frame::decode(&encoded(&frame(last)), last), Ok(frame(last)));
+        for (ordinal, expected) in [(u64::MAX, last), (u64::MAX, u64::MAX), (1000, last)] {
+            let error = Frame::decode(&encoded(&frame(ordinal)), expected).unwrap_err().to_string();
+            assert_eq!(error, "ordinal 0xffffffffffffffff of a change record, expected less");
         }
     }
 

@@ -1,0 +1,354 @@
+//! One end of a ring over memory that belongs to a hostile peer.
+//!
+//! An input says which end, how large the ring is and where it begins; then what is called, and what each word and header is
+//! when it is looked at.
+
+use super::hostile_memory::{Call, HEADER, Header, HostileMemory, PADDING, RECORD, record_bytes};
+use super::{Choices, Saw};
+use crate::ring::{Consumer, Producer, RingError, max_payload_bytes};
+
+/// Calls of one run.
+const MAX_CALLS: usize = 512;
+/// A read looks at the cursor and the start, with a fence between, at two headers and one payload.
+const MAX_READ_ACCESSES: u64 = 6;
+/// A write looks at the cursor, with a fence, when it may begin anew and when there is no room; it writes two headers and one
+/// payload.
+const MAX_WRITE_ACCESSES: u64 = 7;
+
+pub(super) fn run(input: &[u8], saw: Saw<'_>) {
+    let mut choices = Choices::new(input);
+    let is_consumer = choices.byte().is_multiple_of(2);
+    let capacity = 64 << choices.below(6);
+    // From the middle on, and once across the end of u64.
+    let begin = (choices.number(2) << 4).wrapping_sub(if choices.one_in(4) { 1 << 12 } else { 0 }) & !7;
+    let memory = HostileMemory::new(choices, capacity, begin);
+    if is_consumer { consume(&memory, begin, saw) } else { produce(&memory, begin, saw) }
+}
+
+/// What is known of the ring that a consumer reads.
+struct Readable {
+    capacity: u64,
+    /// Where the next record is.
+    position: u64,
+    /// The newest tail that was taken for one.
+    tail: u64,
+    /// Nothing before it must be kept: what was released, or where the ring was begun anew since.
+    kept_from: u64,
+}
+
+fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
+    let capacity = memory.capacity;
+    let mut consumer = Consumer::at(memory.clone(), capacity, begin);
+    let mut ring = Readable { capacity, position: begin, tail: begin, kept_from: begin };
+    let mut scratch = Vec::new();
+    for _ in 0..MAX_CALLS {
+        if memory.choose(|choices| choices.is_used_up()) {
+            break;
+        }
+        memory.begin_call(ring.position);
+        let outcome = consumer.try_read(&mut scratch).map(|record| record.map(<[u8]>::len));
+        let call = memory.end_call();
+        assert!(call.accesses <= MAX_READ_ACCESSES, "{} accesses in one call", call.accesses);
+        assert!(scratch.len() <= max_payload_bytes(capacity), "{} bytes of scratch", scratch.len());
+        ring.handle_cursors(&call, outcome.err(), saw);
+        match outcome {
+            Ok(Some(len)) => ring.handle_record(&call, len, saw),
+            Ok(None) => {
+                assert!(call.headers.is_empty() && ring.position == ring.tail, "there is something");
+                saw("nothing");
+            }
+            Err(error) => saw(ring.handle_error(&call, error)),
+        }
+        assert_eq!(consumer.read_position(), ring.position);
+
+        match memory.choose(|choices| choices.byte() % 8) {
+            0..=3 => ring.release(&mut consumer, memory),
+            4 => {
+                // Whoever has read nothing since has nothing to release.
+                if ring.kept_from != ring.position {
+                    ring.release(&mut consumer, memory);
+                }
+                consumer.start_waiting();
+                memory.begin_call(ring.position);
+                let outcome = consumer.is_empty();
+                ring.handle_cursors(&memory.end_call(), outcome.err(), saw);
+                assert!(outcome.is_err() || outcome == Ok(ring.position == ring.tail));
+                consumer.stop_waiting();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Readable {
+    fn release(&mut self, consumer: &mut Consumer<HostileMemory<'_>>, memory: &HostileMemory<'_>) {
+        let is_new = self.kept_from != self.position;
+        assert_eq!(consumer.release(), is_new);
+        if is_new {
+            self.kept_from = self.position;
+            assert_eq!(memory.stored().0, self.position);
+        }
+        consumer.producer_must_be_rung();
+    }
+
+    fn to_end(&self) -> u64 {
+        self.capacity - self.position % self.capacity
+    }
+
+    /// The call has looked at the peer's words: what can it have believed?
+    fn handle_cursors(&mut self, call: &Call, error: Option<RingError>, saw: Saw<'_>) {
+        let [cursor] = call.cursors[..] else {
+            return assert!(call.cursors.is_empty() && call.start.is_none(), "one look is enough");
+        };
+        assert_eq!(self.position, self.tail, "a cursor is looked at when there is nothing to read");
+        if let Some(RingError::StartOutOfPlace { .. } | RingError::TailUnaligned { .. }) = error {
+            return;
+        }
+        if let Some(start) = call.start
+            && (1..=self.to_end()).contains(&start.wrapping_sub(self.position))
+        {
+            assert_eq!(start % self.capacity, 0, "it is begun anew at its start");
+            assert_eq!(self.kept_from, self.position, "all was released");
+            assert!((1..=self.capacity).contains(&cursor.wrapping_sub(start)), "something was written there");
+            (self.position, self.tail, self.kept_from) = (start, start, start);
+            saw("begun anew");
+        }
+        if let Some(RingError::TailOutOfRange { .. }) = error {
+            return;
+        }
+        assert!(cursor.is_multiple_of(8), "a record cannot end there");
+        let (ahead, held) = (cursor.wrapping_sub(self.position), cursor.wrapping_sub(self.kept_from));
+        assert!(ahead <= held && held <= self.capacity, "{ahead} of {held} bytes");
+        self.tail = cursor;
+    }
+
+    fn handle_record(&mut self, call: &Call, len: usize, saw: Saw<'_>) {
+        let header = match call.headers[..] {
+            [header] => header,
+            [padding, header] => {
+                self.check_offset(padding);
+                assert_eq!((padding.kind, record_bytes(padding.length as usize)), (PADDING, self.to_end()));
+                self.position = self.position.wrapping_add(self.to_end());
+                saw("record behind padding");
+                header
+            }
+            _ => panic!("a record behind {} headers", call.headers.len()),
+        };
+        self.check_offset(header);
+        assert_eq!((header.kind, header.length as usize), (RECORD, len));
+        assert_eq!(call.payload, Some((header.offset + HEADER as usize, len)));
+        assert!(len <= max_payload_bytes(self.capacity) && record_bytes(len) <= self.to_end());
+        let available = self.tail.wrapping_sub(self.position);
+        assert!(record_bytes(len) <= available, "a record of {len} bytes in {available}");
+        self.position = self.position.wrapping_add(record_bytes(len));
+        saw("record");
+    }
+
+    fn check_offset(&self, header: Header) {
+        assert_eq!(header.offset as u64, self.position % self.capacity);
+    }
+
+    /// Whether an error says what is the case; answers which one it is.
+    fn handle_error(&mut self, call: &Call, error: RingError) -> &'static str {
+        assert!(error.to_string().contains("expected") && call.payload.is_none(), "{error}");
+        if let [padding, _] = call.headers[..] {
+            assert_eq!((padding.kind, record_bytes(padding.length as usize)), (PADDING, self.to_end()));
+            self.position = self.position.wrapping_add(self.to_end());
+        } else if let RingError::PaddingAlone { .. } = error {
+            self.position = self.position.wrapping_add(self.to_end());
+        }
+        let available = self.tail.wrapping_sub(self.position);
+        let header = call.headers.last().copied();
+        let is_header =
+            |position: u64, is: &dyn Fn(Header) -> bool| position == self.position && header.is_some_and(is);
+        let is_long = |bytes: u64| move |header: Header| record_bytes(header.length as usize) == bytes;
+        match error {
+            RingError::TailOutOfRange { found, at_least, at_most } => {
+                assert_eq!(call.cursors, [found]);
+                assert_eq!([at_least, at_most], [self.position, self.kept_from.wrapping_add(self.capacity)]);
+                assert!(found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least), "{error}");
+                "tail out of range"
+            }
+            RingError::TailUnaligned { found } => {
+                assert!(call.cursors == [found] && found % 8 != 0, "{error}");
+                "tail unaligned"
+            }
+            RingError::StartOutOfPlace { found, expected, tail, released } => {
+                assert_eq!((call.start, &call.cursors[..]), (Some(found), &[tail][..]));
+                assert_eq!(expected, self.position.wrapping_add(self.to_end()));
+                assert_eq!(released, self.kept_from);
+                let is_far = !(1..=self.capacity).contains(&tail.wrapping_sub(found));
+                assert!(found != expected || released != self.position || is_far, "{error}");
+                "start out of place"
+            }
+            RingError::UnknownKind { position, found } => {
+                assert!(is_header(position, &|header| header.kind == found), "{error}");
+                assert!(found != RECORD && (found != PADDING || call.headers.len() == 2), "{error}");
+                "unknown kind"
+            }
+            RingError::RecordTooLong { position, found, at_most } => {
+                assert!(is_header(position, &|header| header.length == found), "{error}");
+                assert_eq!(at_most, max_payload_bytes(self.capacity));
+                assert!(found as usize > at_most, "{error}");
+                "record too long"
+            }
+            RingError::RecordBeyondTail { position, found, available: stated } => {
+                assert!(is_header(position, &is_long(found)), "{error}");
+                assert!(stated == available && found > available, "{error}");
+                "record beyond the tail"
+            }
+            RingError::RecordBeyondEnd { position, found, to_end } => {
+                assert!(is_header(position, &is_long(found)), "{error}");
+                assert!(to_end == self.to_end() && found > to_end, "{error}");
+                "record beyond the end"
+            }
+            RingError::PaddingShort { position, found, to_end } => {
+                assert!(is_header(position, &|header| header.kind == PADDING), "{error}");
+                assert!(is_header(position, &is_long(found)), "{error}");
+                assert!(to_end == self.to_end() && found != to_end, "{error}");
+                "padding too short"
+            }
+            RingError::PaddingAlone { position } => {
+                assert!(position == self.position && available == 0, "{error}");
+                "padding alone"
+            }
+            _ => panic!("{error} is no error of a consumer"),
+        }
+    }
+}
+
+/// What is known of the ring that a producer writes.
+struct Writable {
+    capacity: u64,
+    written: u64,
+    published: u64,
+    /// The newest head that was taken for one.
+    head: u64,
+}
+
+fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
+    let capacity = memory.capacity;
+    let mut producer = Producer::at(memory.clone(), capacity, begin);
+    // Else a ring as small as these is never begun anew.
+    producer.set_hot_bytes(64 << memory.choose(|choices| choices.below(2)));
+    let mut ring = Writable { capacity, written: begin, published: begin, head: begin };
+    let payload = vec![7; producer.max_payload()];
+    for _ in 0..MAX_CALLS {
+        if memory.choose(|choices| choices.is_used_up()) {
+            break;
+        }
+        let len = memory.choose(|choices| choices.below(payload.len() as u64 + 1)) as usize;
+        ring.begin_call(memory);
+        let outcome = producer.try_write([&payload[..len]]);
+        let call = memory.end_call();
+        assert!(call.accesses <= MAX_WRITE_ACCESSES, "{} accesses in one call", call.accesses);
+        saw(ring.handle_head(&call, outcome.err()));
+        match outcome {
+            Ok(true) => ring.handle_written(&call, memory.stored().1, len, saw),
+            Ok(false) | Err(_) => assert!(call.written.is_empty(), "{:?}", call.written),
+        }
+        if outcome == Ok(false) {
+            // Padding and record did not fit, and padding is shorter than the longest record.
+            let held = ring.written.wrapping_sub(ring.kept_from(memory.stored().1));
+            assert!(
+                held + record_bytes(len) + capacity / 4 > capacity,
+                "{held} bytes and {len} are no ring full"
+            );
+            saw("full");
+        }
+        assert_eq!(producer.written(), ring.written);
+
+        let action = memory.choose(|choices| choices.byte() % 8);
+        ring.begin_call(memory);
+        match action {
+            0..=2 => {
+                assert_eq!(producer.publish(), ring.published != ring.written);
+                ring.published = ring.written;
+                producer.consumer_must_be_rung();
+            }
+            3 => {
+                let outcome = producer.released();
+                ring.handle_head(&memory.end_call(), outcome.err());
+                assert!(outcome.is_err() || outcome == Ok(ring.head));
+            }
+            4 => {
+                producer.publish();
+                ring.published = ring.written;
+                producer.start_waiting();
+                let outcome = producer.has_room_for(len);
+                ring.handle_head(&memory.end_call(), outcome.err());
+                producer.stop_waiting();
+            }
+            _ => {}
+        }
+        memory.end_call();
+        assert_eq!(producer.staged_bytes(), ring.written.wrapping_sub(ring.published));
+        assert_eq!(memory.stored().0, ring.published);
+    }
+}
+
+impl Writable {
+    /// Heads are plausible about where the consumer can be: from the last one to what is published.
+    fn begin_call(&self, memory: &HostileMemory<'_>) {
+        let between = self.published.wrapping_sub(self.head) / 8;
+        let near = self.head.wrapping_add(8 * memory.choose(|choices| choices.below(between + 1)));
+        memory.begin_call(near);
+    }
+
+    /// Nothing before it must be kept.
+    fn kept_from(&self, start: u64) -> u64 {
+        let is_ahead = start.wrapping_sub(self.head) <= self.written.wrapping_sub(self.head);
+        if is_ahead { start } else { self.head }
+    }
+
+    /// The call has looked at the peer's cursor: is it one? Answers what it was.
+    fn handle_head(&mut self, call: &Call, error: Option<RingError>) -> &'static str {
+        assert!(call.start.is_none(), "a consumer begins nothing");
+        let taken = call.cursors.len() - usize::from(error.is_some());
+        for cursor in &call.cursors[..taken] {
+            let ahead = cursor.wrapping_sub(self.head);
+            assert!(ahead <= self.published.wrapping_sub(self.head) && cursor.is_multiple_of(8));
+            self.head = *cursor;
+        }
+        match error {
+            None => "head, or no look at it",
+            Some(RingError::HeadOutOfRange { found, at_least, at_most }) => {
+                assert_eq!(call.cursors.last(), Some(&found));
+                assert_eq!([at_least, at_most], [self.head, self.published]);
+                assert!(found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least));
+                "head out of range"
+            }
+            Some(RingError::HeadUnaligned { found }) => {
+                assert_eq!(call.cursors.last(), Some(&found));
+                assert!(!found.is_multiple_of(8));
+                "head unaligned"
+            }
+            Some(error) => panic!("{error} is no error of a producer"),
+        }
+    }
+
+    fn handle_written(&mut self, call: &Call, start: u64, len: usize, saw: Saw<'_>) {
+        let before = self.written;
+        let begun_anew = start.wrapping_sub(before) <= self.capacity && start != before;
+        if begun_anew {
+            assert!(self.head == before && self.published == before, "something was to be kept");
+            self.written = start;
+            saw("begun anew");
+        }
+        let to_end = self.capacity - self.written % self.capacity;
+        let mut written = call.written.iter().copied();
+        if record_bytes(len) > to_end {
+            let offset = (self.written % self.capacity) as usize;
+            assert_eq!(written.next(), Some((offset, offset + HEADER as usize)), "the header of padding");
+            self.written = self.written.wrapping_add(to_end);
+            saw("padding written");
+        }
+        let offset = (self.written % self.capacity) as usize;
+        let body = offset + HEADER as usize;
+        assert_eq!(written.collect::<Vec<_>>(), [(offset, body), (body, body + len)]);
+        self.written = self.written.wrapping_add(record_bytes(len));
+        let held = self.written.wrapping_sub(self.kept_from(start));
+        assert!(held <= self.capacity, "{held} bytes in a ring of {}", self.capacity);
+        saw("written");
+    }
+}
