@@ -205,10 +205,8 @@ impl<M: ConsumerMemory> Consumer<M> {
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
         self.memory.fence(Acquire);
 
-        if !is_aligned(found) {
-            return Err(RingError::TailUnaligned { found });
-        }
-        if found != self.position {
+        // Nothing is begun anew for the sake of a tail that is none.
+        if found != self.position && is_aligned(found) {
             // Relaxed: not older than the tail, by the fence above. Its partner is the store in
             // `Producer::begin_anew_if_drained`, before that of the tail.
             let start = self.memory.load_peer(Word::Start);
@@ -220,6 +218,9 @@ impl<M: ConsumerMemory> Consumer<M> {
         let (at_least, at_most) = (self.position, self.released.wrapping_add(self.geometry.capacity()));
         if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
             return Err(RingError::TailOutOfRange { found, at_least, at_most });
+        }
+        if !is_aligned(found) {
+            return Err(RingError::TailUnaligned { found });
         }
         self.tail = found;
         Ok(())
