@@ -63,22 +63,24 @@ pub(crate) fn tests(binary: &Path, begin: &str) -> Vec<String> {
     tests
 }
 
-/// Runs the tests one after the other, until one catches the mutant. Number 0 is no mutant.
-pub(crate) fn run(binary: &Path, mutant: usize, tests: &[String]) -> Outcome {
-    let outcomes = tests.iter().map(|test| run_test(binary, mutant, test));
+/// Runs the tests one after the other, until one catches the mutant. Number 0 is no mutant. Models of the ring and the link
+/// explore so many preemptions at most, if that is given.
+pub(crate) fn run(binary: &Path, mutant: usize, tests: &[String], preemptions: Option<&str>) -> Outcome {
+    let outcomes = tests.iter().map(|test| run_test(binary, mutant, test, preemptions));
     outcomes.into_iter().find(|outcome| !matches!(outcome, Outcome::Survived)).unwrap_or(Outcome::Survived)
 }
 
-pub(crate) fn run_test(binary: &Path, mutant: usize, test: &str) -> Outcome {
+pub(crate) fn run_test(binary: &Path, mutant: usize, test: &str, preemptions: Option<&str>) -> Outcome {
     let log = binary.with_file_name(format!("mutant-{mutant}-{}.log", test.replace("::", "-")));
     let output = File::create(&log).unwrap();
     let child = Command::new(binary)
+        .env_remove("LOOM_MAX_PREEMPTIONS")
+        .envs(preemptions.map(|most| ("LOOM_MAX_PREEMPTIONS", most)))
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env("SHMIRROR_MUTANT", mutant.to_string())
         .env("SHMIRROR_SIM_RUNS", SIMULATION_RUNS.to_string())
         .env_remove("SHMIRROR_SIM_SEED")
         .env_remove("SHMIRROR_MODEL_BUDGET")
-        .env_remove("LOOM_MAX_PREEMPTIONS")
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())
