@@ -15,7 +15,7 @@ use raw::{
     ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION, accept, bell,
     greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
 };
-use shmirror::Destination;
+use shmirror::{Destination, Wait};
 use tempfile::TempDir;
 
 const CHANGE_RING_BYTES: u64 = 4096;
@@ -351,6 +351,20 @@ fn put_frames(region: &RawRegion, bytes: &mut [u8], random: &mut fastrand::Rng) 
             frame[24..].fill(b'a' + random.u8(..3));
         }
         region.put_record(at, 1, frame);
+    }
+}
+
+#[test]
+fn source_that_speaks_after_the_greeting_loses_its_destination() {
+    for wait in [Wait::Block, Wait::Spin] {
+        let source = FalseSource::new();
+        let mut destination =
+            Destination::options().runtime_dir(source.dir.path()).wait(wait).connect("s").unwrap();
+        let link = source.attach(&mut destination);
+        say(&link.connection, b"more", &[]);
+        assert_eq!(told(&mut destination), "the peer sent a message after the greeting, expected none");
+        assert!(!destination.is_attached());
+        source.make_way(destination);
     }
 }
 

@@ -87,6 +87,11 @@ impl<'a> Choices<'a> {
         self.below(times) == times - 1
     }
 
+    /// Where a ring begins: from the middle on, and once in a while across the end of u64.
+    fn begin(&mut self) -> u64 {
+        (self.number(2) << 4).wrapping_sub(if self.one_in(4) { 1 << 12 } else { 0 }) & !7
+    }
+
     /// So many bytes, or what is left.
     fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (bytes, rest) = self.rest.split_at(count.min(self.rest.len()));

@@ -19,8 +19,7 @@ pub(super) fn run(input: &[u8], saw: Saw<'_>) {
     let mut choices = Choices::new(input);
     let is_consumer = choices.byte().is_multiple_of(2);
     let capacity = 64 << choices.below(6);
-    // From the middle on, and once across the end of u64.
-    let begin = (choices.number(2) << 4).wrapping_sub(if choices.one_in(4) { 1 << 12 } else { 0 }) & !7;
+    let begin = choices.begin();
     let memory = HostileMemory::new(choices, capacity, begin);
     if is_consumer { consume(&memory, begin, saw) } else { produce(&memory, begin, saw) }
 }

@@ -32,8 +32,7 @@ struct Pair {
 pub(super) fn run(input: &[u8], saw: Saw<'_>) {
     let mut choices = Choices::new(input);
     let capacity = 64 << choices.below(6);
-    let begin = (choices.number(2) << 4).wrapping_sub(if choices.one_in(4) { 1 << 12 } else { 0 }) & !7;
-    let (mut producer, consumer) = ring_at(capacity, begin);
+    let (mut producer, consumer) = ring_at(capacity, choices.begin());
     producer.set_hot_bytes(64 << choices.below(4));
     let mut pair = Pair {
         capacity,

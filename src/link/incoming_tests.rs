@@ -1,5 +1,6 @@
 //! A destination that breaks the rules, against a real source whose resend timer never helps.
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -10,9 +11,7 @@ use crate::link::rendezvous::place::{Place, RuntimeDir};
 use crate::source::{Flushed, Source};
 use crate::subscription::Subscription;
 use crate::sys::poll::PollSet;
-use crate::wire::Ack;
-use crate::wire::Hello;
-use std::os::fd::AsFd;
+use crate::wire::{Ack, Hello};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::DerefMut;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -14,7 +15,6 @@ use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::ring::{ConsumerMemory, ProducerMemory};
 use crate::sys::poll::{Interest, PollSet};
 use crate::sys::wake::Wake;
-use std::os::fd::AsFd;
 
 /// A choice of all of these.
 pub(crate) trait Platform: Debug + Sized + 'static {

@@ -93,13 +93,14 @@ impl<P: Platform> Shared<P> {
         if self.timer_waits.load(Relaxed) {
             self.let_timer_pass();
         }
-        self.lock_now()
+        self.state.lock()
     }
 
     #[cold]
     fn let_timer_pass(&self) {
         for _ in 0..YIELDS_TO_TIMER {
             P::yield_now();
+            // Relaxed: as in `lock`.
             if !self.timer_waits.load(Relaxed) {
                 return;
             }
@@ -108,15 +109,11 @@ impl<P: Platform> Shared<P> {
 
     /// The lock, for the timer thread.
     pub(super) fn lock_for_timer(&self) -> Guard<'_, P> {
+        // Relaxed, both: as in `lock`.
         self.timer_waits.store(true, Relaxed);
-        let state = self.lock_now();
+        let state = self.state.lock();
         self.timer_waits.store(false, Relaxed);
         state
-    }
-
-    #[inline]
-    fn lock_now(&self) -> Guard<'_, P> {
-        self.state.lock()
     }
 
     /// Gives an item its newest value, and puts that in the rings of those destinations for which nothing waits. The caller

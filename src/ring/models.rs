@@ -1,7 +1,8 @@
 //! Models of the ring: loom runs them through every interleaving and every value that a load may return.
 //!
 //! They run the production algorithm on [`loom_memory`](super::loom_memory). Each states how many preemptions it is explored
-//! with, which takes seconds; `LOOM_MAX_PREEMPTIONS` overrides that. `tests/mutants` shows that each of them can fail.
+//! with, which takes seconds; `SHMIRROR_MODEL_BUDGET` adds to that, and `LOOM_MAX_PREEMPTIONS` overrides it. `tests/mutants`
+//! shows that each of them can fail.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,17 +46,24 @@ fn both_sides_sleep_and_wake_each_other() {
 }
 
 #[test]
-fn death_of_a_sleeper_is_noticed_by_the_one_who_waits_for_it() {
-    explore(5, death_of_a_sleeper);
+fn death_of_a_sleeping_consumer_is_noticed_by_the_producer() {
+    explore(5, death_of_a_consumer);
+}
+
+#[test]
+fn death_of_a_sleeping_producer_is_noticed_by_the_consumer() {
+    explore(5, death_of_a_producer);
 }
 
 /// No model makes nearly so many steps, unless it never ends.
 const MAX_BRANCHES: usize = 10_000;
 
-/// Runs `model` through all interleavings with so many preemptions, and prints how many there were.
+/// Runs `model` through all interleavings with so many preemptions, or more of them by `SHMIRROR_MODEL_BUDGET`, and prints how
+/// many there were.
 pub(crate) fn explore(max_preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    let more = std::env::var("SHMIRROR_MODEL_BUDGET").map_or(0, |more| more.parse().expect("a number"));
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound.get_or_insert(max_preemptions);
+    builder.preemption_bound.get_or_insert(max_preemptions + more);
     builder.max_branches = MAX_BRANCHES;
     let bound = builder.preemption_bound;
     let interleavings = Arc::new(AtomicU64::new(0));
@@ -107,28 +115,10 @@ fn transfer() {
     assert_eq!(consumer.is_empty(), Ok(true));
 }
 
-/// Nine records of a quarter of the ring each, the first four there to begin with, published and released one by one: each
-/// place is written a second time, and one a third time.
+/// Nine records of a quarter of the ring each, the first four there to begin with, released one by one: each place is
+/// written a second time, and one a third time.
 fn two_laps() {
-    const RECORDS: usize = 9;
-    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
-    fill(&mut producer);
-    let for_producer = Rc::new(Bell::new());
-    let for_consumer = Rc::new(Bell::new());
-
-    let bells = (for_producer.clone(), for_consumer.clone());
-    loom::thread::spawn(move || {
-        for index in 4..RECORDS {
-            write_or_sleep(&mut producer, index, 8, &bells.0);
-            publish_and_ring(&mut producer, &bells.1);
-        }
-    });
-
-    let mut scratch = Vec::new();
-    for index in 0..RECORDS {
-        read_or_sleep(&mut consumer, &mut scratch, index, 8, &for_consumer);
-        release_and_ring(&mut consumer, &for_producer);
-    }
+    sleep_and_wake(9, |_| true);
 }
 
 /// The producer looks before each record but the first whether it can begin anew: depending on how far the consumer is, it
@@ -198,8 +188,13 @@ fn room_wake_up() {
     }
 }
 
-/// A full ring to begin with; then either side sleeps when it can do nothing else.
+/// Six records, the first four there to begin with. The first batch makes room for one, the second empties the ring.
 fn both_wake_up() {
+    sleep_and_wake(6, |index| [0, 3, 4].contains(&index));
+}
+
+/// A full ring to begin with; then either side sleeps when it can do nothing else.
+fn sleep_and_wake(records: usize, releases: impl Fn(usize) -> bool) {
     let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     fill(&mut producer);
     let for_producer = Rc::new(Bell::new());
@@ -207,17 +202,16 @@ fn both_wake_up() {
 
     let bells = (for_producer.clone(), for_consumer.clone());
     loom::thread::spawn(move || {
-        for index in 4..6 {
+        for index in 4..records {
             write_or_sleep(&mut producer, index, 8, &bells.0);
             publish_and_ring(&mut producer, &bells.1);
         }
     });
 
     let mut scratch = Vec::new();
-    for index in 0..6 {
+    for index in 0..records {
         read_or_sleep(&mut consumer, &mut scratch, index, 8, &for_consumer);
-        // The first batch makes room for one record, the second empties the ring.
-        if [0, 3, 4].contains(&index) {
+        if releases(index) {
             release_and_ring(&mut consumer, &for_producer);
         }
     }
@@ -225,7 +219,7 @@ fn both_wake_up() {
 
 /// A consumer says that it sleeps, and dies. The producer publishes to it, rings it and waits for room that will never be
 /// there: it neither hangs nor takes the ring for an error.
-fn death_of_a_sleeper() {
+fn death_of_a_consumer() {
     let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
     assert!(write(&mut producer, 0, 8));
     producer.publish();
@@ -254,6 +248,43 @@ fn death_of_a_sleeper() {
         producer.stop_waiting();
     }
     assert!((4..=5).contains(&written), "a ring-full, and what was read: {written}");
+}
+
+/// A producer says that it sleeps until there is room, and dies. The consumer reads what was published before, rings it, and
+/// waits for more, which will never come.
+fn death_of_a_producer() {
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
+    let for_producer = Rc::new(Bell::new());
+    let for_consumer = Rc::new(Bell::new());
+
+    let bell = for_consumer.clone();
+    loom::thread::spawn(move || {
+        for index in 0..2 {
+            assert!(write(&mut producer, index, 8));
+            publish_and_ring(&mut producer, &bell);
+        }
+        producer.start_waiting();
+        drop(producer);
+        bell.hang_up();
+    });
+
+    let (mut scratch, mut received) = (Vec::new(), 0);
+    loop {
+        while read(&mut consumer, &mut scratch, received, 8) {
+            received += 1;
+            release_and_ring(&mut consumer, &for_producer);
+        }
+        consumer.start_waiting();
+        if consumer.is_empty().unwrap() && for_consumer.wait() == Signal::HungUp {
+            break;
+        }
+        consumer.stop_waiting();
+    }
+    // What it had published before it died is there.
+    while read(&mut consumer, &mut scratch, received, 8) {
+        received += 1;
+    }
+    assert_eq!(received, 2);
 }
 
 /// Fills the ring with four records, before there is a second thread.
