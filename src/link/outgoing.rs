@@ -122,9 +122,9 @@ impl<P: Platform> OutgoingLink<P> {
     }
 
     /// Whether it is worth asking the application for what must be read: there is something, and some room. If there is none,
-    /// room is awaited.
+    /// room is awaited; and once it is, nothing is read until some was made, as what did not fit would be read in vain.
     pub(crate) fn may_read(&mut self, core: &mut SourceCore) -> bool {
-        if self.failed.is_some() || !core.has_reads(self.session) {
+        if self.failed.is_some() || self.awaits_room || !core.has_reads(self.session) {
             return false;
         }
         self.has_room_or_awaits_it(HEADER_BYTES).unwrap_or_else(|error| {
@@ -269,7 +269,7 @@ impl<P: Platform> OutgoingLink<P> {
     }
 
     fn has_room_or_awaits_it(&mut self, length: usize) -> Result<bool, LinkError> {
-        Ok(self.changes.has_room_for(length)? || (!self.awaits_room && self.await_room(length)?))
+        Ok(self.changes.has_room_for(length)? || self.await_room(length)?)
     }
 
     /// Says that room is awaited; `true` if there is room after all.

@@ -245,6 +245,11 @@ impl<P: Platform> State<P> {
         self.flushes &= !(1 << flush);
     }
 
+    /// Whether a link's ring was full, and the destination has yet to say that there is room.
+    pub(super) fn awaits_room(&self, session: SessionId) -> bool {
+        self.links[session].as_ref().is_some_and(|link| link.awaits_room)
+    }
+
     /// What the application must be asked for on a link, if there is room for the answer.
     pub(super) fn poll_read(&mut self, session: SessionId) -> Option<Read> {
         let State { core, links, .. } = self;

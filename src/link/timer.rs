@@ -148,10 +148,16 @@ impl<P: Platform> Timer<P> {
 
     /// Asks the application for what must be read before it can be sent: copies of the data that pointers lead to, items of
     /// enumerations. It answers with the lock free. Says whether it was asked for anything: then there may be more, and what
-    /// it answered is still to be sent.
+    /// it answered is still to be sent; unless there was no room for it, of which the destination will tell.
     fn ask_application(&mut self, session: SessionId) -> bool {
         for asked in 0..READS_PER_TURN {
-            let Some(read) = self.shared.lock_for_timer().poll_read(session) else { return asked > 0 };
+            let read = {
+                let mut state = self.shared.lock_for_timer();
+                let Some(read) = state.poll_read(session) else {
+                    return asked > 0 && !state.awaits_room(session);
+                };
+                read
+            };
             let longest = |opcode: &Opcode| self.shared.max_value_bytes(opcode);
             let answer = application::ask(read, &mut self.snapshot, longest);
             let mut guard = self.shared.lock_for_timer();
