@@ -130,18 +130,28 @@ fn changes_of_two_publishers_arrive_in_their_order() {
 
 #[test]
 fn change_that_found_no_room_follows_when_there_is_some() {
-    explore(2, || follow_when_there_is_room(1));
+    explore(2, || follow_when_there_is_room(1, |world, opcode| world.set(opcode, opcode)));
 }
 
 /// So many that the ring is full a second time.
 #[test]
 fn changes_that_found_no_room_follow_when_there_is_some() {
-    explore(1, || follow_when_there_is_room(7));
+    explore(1, || follow_when_there_is_room(7, |world, opcode| world.set(opcode, opcode)));
 }
 
-/// A full ring, and so many changes more. Only the destination can tell of room: the timer thread has had its turn, and
+/// The timer thread is woken to read it, and has to wait for room before it does.
+#[test]
+fn pointer_that_found_no_room_follows_when_there_is_some() {
+    explore(2, || {
+        follow_when_there_is_room(1, |world, opcode| {
+            world.set_pointer(opcode, &Arc::new(AtomicU8::new(opcode)));
+        });
+    });
+}
+
+/// A full ring, and so many changes more, which `change` makes. Only the destination can tell of room: the timer thread has had its turn, and
 /// sleeps.
-fn follow_when_there_is_room(more: u8) {
+fn follow_when_there_is_room(more: u8, change: impl Fn(&World, u8)) {
     let world = World::new(Resends::Never);
     let destination = world.attach();
     for opcode in 0..5 {
@@ -153,7 +163,7 @@ fn follow_when_there_is_room(more: u8) {
     let destination = destination.start_until(move |told| told.len() == usize::from(all));
     let timer = timer.start(None);
     for opcode in 5..all {
-        world.set(opcode, opcode);
+        change(&world, opcode);
     }
     assert_eq!(destination.join().unwrap(), (0..all).map(|n| Told::Set(n, n)).collect::<Vec<_>>());
     world.close(timer);

@@ -37,6 +37,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("self.changes.stop_waiting(); «self.awaits_room = false;» Ok(true)", "")],
     },
     Mutant {
+        fault: "a source that has no room for what must be read does not wait for some",
+        file: "link/outgoing.rs",
+        edits: &[("Ok(self.changes.has_room_for(length)? || «self.await_room(length)?»)", "false")],
+    },
+    Mutant {
         fault: "a destination that is about to sleep does not look again once it has said so",
         file: "link/incoming.rs",
         edits: &[("room in the ack ring. if «!core.is_congested() && !self.changes.is_empty()?» {", "false")],
