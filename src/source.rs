@@ -138,11 +138,10 @@ impl Source {
     /// What the source counts, and the state of each destination. In a forked child, which has no part in the source,
     /// nothing but a [`last_error`](SourceStats::last_error) that says so.
     pub fn stats(&self) -> SourceStats {
-        let Ok(mut state) = self.handle.lock() else {
-            return SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() };
-        };
-        self.handle.shared.drain_acks(&mut state);
-        SourceStats::of(&state)
+        self.handle.shared().map_or_else(
+            |Forked| SourceStats { last_error: Some(FORKED.to_string()), ..SourceStats::default() },
+            Shared::stats,
+        )
     }
 
     /// What a destination has not acknowledged: at most so many entries of its sync cache, those of one table after the

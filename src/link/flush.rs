@@ -10,9 +10,7 @@ use crate::source::{FlushError, Flushed};
 use crate::stats::DestinationId;
 use crate::sys::poll::CENTURY;
 
-/// How often a flush looks for acks without giving way to others.
-const SPINS_BEFORE_FLUSH: u32 = 16;
-/// And for how long it looks after that, giving way to others, before it has itself woken.
+/// How long a flush looks for acks, giving way to others, before it has itself woken.
 const AWAKE_BEFORE_FLUSH: Duration = Duration::from_micros(20);
 
 /// Mostly there are few.
@@ -32,7 +30,7 @@ impl<P: Platform> Shared<P> {
         }
         // A destination that is awake acknowledges sooner than a flush is set up, and before the clock was read twice.
         let acked = Ok(Flushed::Acked(destinations.len()));
-        for _ in 0..SPINS_BEFORE_FLUSH {
+        for _ in 0..P::SPINS_BEFORE_FLUSH {
             if self.is_settled(&mut state, &destinations) {
                 return acked;
             }
@@ -63,7 +61,7 @@ impl<P: Platform> Shared<P> {
     }
 
     /// Waits asleep: the timer thread tells of acks.
-    pub(super) fn wait_acked<'a>(
+    fn wait_acked<'a>(
         &'a self,
         mut state: Guard<'a, P>,
         only: Option<DestinationId>,

@@ -31,6 +31,9 @@ pub(crate) trait Platform: Debug + Sized + 'static {
     /// What publishers and the timer thread share, one at a time.
     type Lock<T: Debug>: Lock<T>;
 
+    /// How often a flush looks for acks without giving way to others.
+    const SPINS_BEFORE_FLUSH: u32;
+
     fn now() -> Instant;
 
     /// Gives way to other threads.
@@ -109,6 +112,8 @@ impl Platform for Linux {
     type Wake = Wake;
     type Waits = PollSet;
     type Lock<T: Debug> = StdLock<T>;
+
+    const SPINS_BEFORE_FLUSH: u32 = 16;
 
     #[inline]
     fn now() -> Instant {

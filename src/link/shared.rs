@@ -19,6 +19,7 @@ use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
 use crate::proto::store::{NewValue, Stored, TableId};
 use crate::ring;
+use crate::stats::SourceStats;
 use crate::subscription::Subscription;
 use crate::wire;
 
@@ -171,6 +172,13 @@ impl<P: Platform> Shared<P> {
         }
         state.links[session] = Some(make(session, state.counters.attached));
         self.wake.wake();
+    }
+
+    /// What the source counts, all of one moment.
+    pub(crate) fn stats(&self) -> SourceStats {
+        let mut state = self.lock();
+        self.drain_acks(&mut state);
+        SourceStats::of(&state)
     }
 
     /// Takes in the acks of every destination.

@@ -42,6 +42,9 @@ impl Platform for Loom {
     type Waits = LoomWaits;
     type Lock<T: Debug> = LoomLock<T>;
 
+    /// More looks show nothing that one does not, and take long to explore.
+    const SPINS_BEFORE_FLUSH: u32 = 1;
+
     fn now() -> Instant {
         CLOCK.set(CLOCK.get() + STEP);
         CLOCK.get()

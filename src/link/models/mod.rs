@@ -9,6 +9,7 @@ mod world;
 use std::sync::Arc;
 
 use loom::sync::atomic::AtomicU8;
+use loom_platform::FAR;
 use std::sync::atomic::Ordering::Relaxed;
 use world::{Resends, Thread, Told, World};
 
@@ -16,6 +17,11 @@ use crate::ring::models::explore;
 use crate::source::{FlushError, Flushed};
 
 const ALL_ACKED: Result<Flushed, FlushError> = Ok(Flushed::Acked(1));
+
+/// Waits until all destinations have acknowledged what was changed before, or are gone.
+fn flush(world: &World) -> Result<Flushed, FlushError> {
+    world.shared.flush(None, 2 * FAR)
+}
 
 #[test]
 fn newest_values_arrive_and_nothing_stays_unacknowledged() {
@@ -25,8 +31,8 @@ fn newest_values_arrive_and_nothing_stays_unacknowledged() {
         let timer = world.start_timer();
         world.set(1, 1);
         world.set(1, 2);
-        assert_eq!(world.flush(), ALL_ACKED);
-        assert_eq!(world.stats().destinations[0].unacked, 0);
+        assert_eq!(flush(&world), ALL_ACKED);
+        assert_eq!(world.shared.stats().destinations[0].unacked, 0);
         world.close(timer);
         check_two_values(&destination.join().unwrap());
     });
@@ -61,9 +67,9 @@ fn resend_does_not_overtake_a_newer_change_nor_does_its_ack_take_that_for_acknow
         world.set(1, 2);
         let (mut destination, mut timer) = (receives.join().unwrap(), ticks.join().unwrap());
         let mut rounds = 0;
-        while world.stats().destinations[0].unacked > 0 {
+        while world.shared.stats().destinations[0].unacked > 0 {
             rounds += 1;
-            assert!(rounds <= 3, "{:?}", world.stats());
+            assert!(rounds <= 3, "{:?}", world.shared.stats());
             timer.tick_three_times();
             destination.receive();
         }
@@ -86,7 +92,7 @@ fn what_was_applied_is_not_sent_again() {
         timer.tick_three_times();
         let _attached = receives.join().unwrap();
         timer.tick_three_times();
-        let state = &world.stats().destinations[0];
+        let state = &world.shared.stats().destinations[0];
         assert_eq!((state.sent, state.resent, state.unacked), (2, 0, 0));
     });
 }
@@ -99,8 +105,8 @@ fn removes_arrive_and_leave_no_tombstone() {
         let timer = world.start_timer();
         world.set(1, 1);
         world.remove(1);
-        assert_eq!(world.flush(), ALL_ACKED);
-        let stats = world.stats();
+        assert_eq!(flush(&world), ALL_ACKED);
+        let stats = world.shared.stats();
         assert_eq!((stats.items, stats.destinations[0].unacked, stats.destinations[0].tombstones), (0, 0, 0));
         world.close(timer);
         assert_eq!(destination.join().unwrap(), [Told::Set(1, 1), Told::Removed(1)]);
@@ -203,16 +209,16 @@ fn death_of_a_destination_ends_a_flush_and_leaves_nothing_behind() {
         });
         let timer = world.start_timer();
         world.set(1, 1);
-        let flushed = world.flush().unwrap();
+        let flushed = flush(&world).unwrap();
         assert!(
             matches!(&flushed, Flushed::Acked(1) | Flushed::NoDestination) || is_gone(&flushed),
             "{flushed:?}"
         );
         dies.join().unwrap();
         world.set(1, 2);
-        let flushed = world.flush().unwrap();
+        let flushed = flush(&world).unwrap();
         assert!(is_gone(&flushed) || flushed == Flushed::NoDestination, "{flushed:?}");
-        assert!(world.stats().destinations.is_empty());
+        assert!(world.shared.stats().destinations.is_empty());
         world.close(timer);
     });
 }
@@ -249,7 +255,7 @@ fn start_set_and_flush(world: &World) -> Thread<Result<Flushed, FlushError>> {
     let world = world.clone();
     loom::thread::spawn(move || {
         world.set(1, 1);
-        world.flush()
+        flush(&world)
     })
 }
 
@@ -266,7 +272,7 @@ fn statistics_are_whole_while_they_are_written() {
         let destination = world.attach().start();
         let reader = world.clone();
         let reader = loom::thread::spawn(move || {
-            let stats = reader.stats();
+            let stats = reader.shared.stats();
             let destination = &stats.destinations[0];
             // The table has a number, too, and a record, which goes with the first change.
             assert_eq!(stats.changes + 1, u64::from(stats.last_seq.value()));

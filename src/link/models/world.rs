@@ -22,8 +22,7 @@ use crate::retention::Retention;
 use crate::ring::loom_memory::{LoomMemory, ring_at};
 use crate::ring::{Consumer, Producer};
 use crate::snapshot::{Pointer, SnapshotFn};
-use crate::source::{FlushError, Flushed};
-use crate::stats::{DestinationId, SourceStats};
+use crate::stats::DestinationId;
 use crate::subscription::Subscription;
 
 /// The name of a table and five small changes of it.
@@ -143,27 +142,10 @@ impl World {
         self.shared.publish(&mut state);
     }
 
-    /// Waits until all destinations have acknowledged what was changed before, or are gone.
-    pub(super) fn flush(&self) -> Result<Flushed, FlushError> {
-        let state = self.shared.lock();
-        let destinations: Vec<_> = state.links.iter().flatten().map(|link| link.id).collect();
-        if destinations.is_empty() {
-            return Ok(Flushed::NoDestination);
-        }
-        // The looks before it sleeps are left out: they show nothing that this does not, and take long to explore.
-        self.shared.wait_acked(state, None, &destinations, Loom::now() + 2 * FAR)
-    }
-
     /// Ends the source; to be called once its threads are not needed any more.
     pub(super) fn close(&self, timer: Thread<()>) {
         self.shared.close();
         timer.join().expect("the timer thread does not panic");
-    }
-
-    pub(super) fn stats(&self) -> SourceStats {
-        let mut state = self.shared.lock();
-        self.shared.drain_acks(&mut state);
-        SourceStats::of(&state)
     }
 
     /// Starts the timer thread, which ends when the source is closed.

@@ -115,7 +115,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a destination that comes in wakes nobody",
         file: "link/shared.rs",
-        edits: &[("«self.wake.wake();» } /// Takes in the acks of every destination.", "")],
+        edits: &[("«self.wake.wake();» } /// What the source counts, all of one moment.", "")],
     },
     Mutant {
         fault: "a dead destination stays",
@@ -124,12 +124,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         fault: "statistics are of two moments",
-        file: "link/models/world.rs",
+        file: "link/shared.rs",
         edits: &[(
-            "self.shared.drain_acks(&mut state); «SourceStats::of(&state)»",
+            "self.drain_acks(&mut state); «SourceStats::of(&state)»",
             "let mut stats = SourceStats::of(&state);
             drop(state);
-            stats.destinations = SourceStats::of(&self.shared.lock()).destinations;
+            stats.destinations = SourceStats::of(&self.lock()).destinations;
             stats",
         )],
     },
