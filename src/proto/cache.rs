@@ -295,7 +295,7 @@ impl SyncCache {
     pub(crate) fn handle_ack(
         &mut self,
         ack: Ack,
-        deleted: impl FnMut(Deleted),
+        mut deleted: impl FnMut(Deleted),
     ) -> Result<usize, ProtocolError> {
         let Ack { first, last, .. } = ack;
         if first > last || last >= self.next_ordinal {
@@ -305,7 +305,7 @@ impl SyncCache {
         // Nothing else looks at the list meanwhile.
         let mut in_flight = std::mem::take(&mut self.in_flight);
         let start = index_of(&in_flight, first);
-        let outcome = self.acknowledge_from(in_flight.range(start..), &ack, deleted);
+        let outcome = self.acknowledge_from(in_flight.range(start..), &ack, &mut deleted);
         if let (0, Ok(covered)) = (start, &outcome) {
             // What was sent first is mostly acknowledged first.
             in_flight.drain(..covered);

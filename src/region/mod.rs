@@ -179,7 +179,7 @@ impl OwnRegion {
         let to = self.map.data(offset, bytes.len());
         // SAFETY: `data` checked that the target lies within the mapping, which is writable; private bytes
         // cannot overlap it; and no one else in this process touches the data, as the caller promises.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+        unsafe { copy(bytes.as_ptr(), to, bytes.len()) }
     }
 
     /// Copies these into the data, one behind the other, after one look at whether all of them fit.
@@ -191,13 +191,13 @@ impl OwnRegion {
         let total = header.len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let mut to = self.map.data(offset, total);
         // SAFETY: as for the pieces below.
-        unsafe { ptr::copy_nonoverlapping(header.as_ptr(), to, header.len()) };
+        unsafe { copy(header.as_ptr(), to, header.len()) };
         // SAFETY: as for the pieces below.
         to = unsafe { to.add(header.len()) };
         for piece in &pieces {
             // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
             // cannot overlap it; and no one else in this process touches the data, as the caller promises.
-            unsafe { ptr::copy_nonoverlapping(piece.as_ptr(), to, piece.len()) };
+            unsafe { copy(piece.as_ptr(), to, piece.len()) };
             // SAFETY: at most the end of what `data` checked.
             to = unsafe { to.add(piece.len()) };
         }
@@ -271,7 +271,7 @@ impl PeerRegion {
         let from = self.map.data(offset, into.len());
         // SAFETY: `data` checked that the source lies within the mapping; private bytes cannot overlap it.
         // Only a peer that breaks the protocol writes there meanwhile, and any byte is a value.
-        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+        unsafe { copy(from, into.as_mut_ptr(), into.len()) }
         // A peer that writes there meanwhile must not be looked at again in place of the copy.
         compiler_fence(Ordering::SeqCst);
     }
@@ -293,6 +293,55 @@ impl PeerRegion {
         RawHeader { magic, ..raw }
     }
 }
+
+/// Copies to or from shared memory; short bytes word by word, see
+/// [`ProducerMemory::copy_in`](crate::ring::ProducerMemory::copy_in).
+///
+/// # Safety
+/// `from` is valid for reads of `len` bytes, `to` for writes of as many, and they do not overlap.
+#[inline(always)]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    if len > MAX_IN_WORDS {
+        // SAFETY: as the caller promises.
+        return unsafe { ptr::copy_nonoverlapping(from, to, len) };
+    }
+    let mut at = 0;
+    while at + 4 * WORD <= len {
+        for word in 0..4 {
+            // SAFETY: within what the caller promises.
+            unsafe { copy_one::<[u8; WORD]>(from, to, at + word * WORD) };
+        }
+        at += 4 * WORD;
+    }
+    while at + WORD <= len {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<[u8; WORD]>(from, to, at) };
+        at += WORD;
+    }
+    while at < len {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<u8>(from, to, at) };
+        at += 1;
+    }
+}
+
+/// # Safety
+/// As for [`copy`], `at` and a `T` behind it being within its bytes.
+#[inline(always)]
+unsafe fn copy_one<T>(from: *const u8, to: *mut u8, at: usize) {
+    // SAFETY: within what the caller promises.
+    let from = unsafe { from.add(at) };
+    // SAFETY: within what the caller promises.
+    let to = unsafe { to.add(at) };
+    // SAFETY: as the caller promises.
+    unsafe { ptr::copy_nonoverlapping(from, to, size_of::<T>()) };
+    // Else the compiler makes a call of memcpy of the loop around this, which reads as wide as it can.
+    compiler_fence(Ordering::SeqCst);
+}
+
+const WORD: usize = 8;
+/// Longer bytes are copied faster in wide pieces, even if the first of them has to wait.
+const MAX_IN_WORDS: usize = 256;
 
 fn check_header(found: RawHeader, expected: Header) -> Result<(), RegionError> {
     if found.magic != MAGIC {

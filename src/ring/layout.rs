@@ -130,12 +130,13 @@ impl Header {
         Self { length: (bytes - HEADER_BYTES) as u32, kind: Self::PADDING }
     }
 
+    /// Put together in a register: two halves written to memory apart and read as one would have to wait there for all
+    /// that was written before, see [`ProducerMemory::copy_in`](super::ProducerMemory::copy_in).
     #[inline]
     pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES as usize] {
-        let mut bytes = [0; HEADER_BYTES as usize];
-        bytes[..4].copy_from_slice(&self.length.to_ne_bytes());
-        bytes[4..].copy_from_slice(&self.kind.to_ne_bytes());
-        bytes
+        let (length, kind) = (u64::from(self.length), u64::from(self.kind));
+        let word = if cfg!(target_endian = "little") { length | kind << 32 } else { length << 32 | kind };
+        word.to_ne_bytes()
     }
 
     #[inline]

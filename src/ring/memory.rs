@@ -40,6 +40,11 @@ pub(crate) trait Memory {
 pub(crate) trait ProducerMemory: Memory {
     /// Copies `bytes` to `offset`. `offset + bytes.len()` is at most the capacity; `offset` may equal it when
     /// `bytes` is empty.
+    ///
+    /// Between processes, short bytes are to be read in words. A processor hands what was just written to a load only if
+    /// one store has all of it; a wider load waits until the stores are in the cache, in their order, and so behind those
+    /// into the ring, whose lines the other side has. Bytes that were put together a moment ago, as a record's mostly are,
+    /// made each record wait for the line of the one before it.
     fn copy_in(&self, offset: usize, bytes: &[u8]);
 
     /// As [`copy_in`](Self::copy_in) for a header and what goes behind it, piece by piece.

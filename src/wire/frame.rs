@@ -68,13 +68,14 @@ impl<'a> Frame<'a> {
         };
         let (opcode, _) = self.body();
         let opcode_len = u8::try_from(opcode.len()).expect("an Opcode has at most 255 bytes");
+        // In words: see `ProducerMemory::copy_in`.
+        let [o0, o1, o2, o3] = (self.ordinal as u32).to_ne_bytes();
+        let [t0, t1] = self.table.to_ne_bytes();
+        let last = u64::from_ne_bytes([o0, o1, o2, o3, t0, t1, kind, opcode_len]);
         let mut header = [0; HEADER_BYTES];
         header[0..8].copy_from_slice(&self.change.value().to_ne_bytes());
         header[8..16].copy_from_slice(&extra.to_ne_bytes());
-        header[16..20].copy_from_slice(&(self.ordinal as u32).to_ne_bytes());
-        header[20..22].copy_from_slice(&self.table.to_ne_bytes());
-        header[22] = kind;
-        header[23] = opcode_len;
+        header[16..24].copy_from_slice(&last.to_ne_bytes());
         header
     }
 

@@ -8,7 +8,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "proto/cache.rs",
         edits: &[
             ("if «entry.change == record.change && entry.is_unacked()» {", "entry.is_unacked()"),
-            ("else if «self.is_newest(&record)» { deleted(", "self.entry(record.entry).is_unacked()"),
+            ("else if «self.is_newest(record)» { deleted(", "self.entry(record.entry).is_unacked()"),
         ],
     },
     Mutant {
