@@ -191,6 +191,37 @@ impl Store {
         self.set_otherwise(id, opcode, index, value)
     }
 
+    /// As [`Store::set`], with data that stays where it is: none of it is copied. `buffer` gets the data that the item had
+    /// before, or is left empty; if nothing changes, it is as it was.
+    pub(crate) fn set_buffer(
+        &mut self,
+        id: TableId,
+        opcode: Opcode,
+        buffer: &mut Box<[u8]>,
+        always: bool,
+    ) -> Stored {
+        let table = &mut self.tables[usize::from(id)];
+        let index = table.find(&opcode);
+        // As in `set`; but here the lengths may differ.
+        if let Some(index) = index
+            && let item = &mut table.items[index as usize]
+            && let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention)
+        {
+            if !always && *old == *buffer {
+                return Stored::Unchanged;
+            }
+            self.last_change = self.last_change.next();
+            item.change = self.last_change;
+            std::mem::swap(old, buffer);
+            return Stored::Updated(ItemId { table: id, index });
+        }
+        let stored = self.set_otherwise(id, opcode, index, NewValue::Data(&[]));
+        if let Stored::Created(id) | Stored::Updated(id) = stored {
+            self.item_mut(id).value = Value::Data(std::mem::take(buffer));
+        }
+        stored
+    }
+
     /// Where the items of these opcodes lie, most likely; the memory of the index is waited for once. Nothing if there are so
     /// few items that they are near in any case.
     #[inline]

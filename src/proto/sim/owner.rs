@@ -271,10 +271,15 @@ impl Owner {
         match call {
             Call::Set(_, version) => {
                 let value = version.to_ne_bytes();
-                let stored = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
+                // Every other one in a buffer that the store keeps.
+                let mut set = || match version % 2 {
+                    0 => source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer),
+                    _ => source.set_buffer(table, opcode.clone(), &mut Box::from(value), &mut offer),
+                };
+                let stored = set();
                 assert_ne!(stored, Stored::Unchanged, "each version is another value");
                 seen.note_if(before == Some(false), Hazard::TombstoneRevived);
-                let again = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
+                let again = set();
                 assert_eq!(
                     again == Stored::Unchanged,
                     keeps_newest,
