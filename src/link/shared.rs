@@ -133,20 +133,6 @@ impl<P: Platform> Shared<P> {
         })
     }
 
-    /// As [`Shared::set`], with data that stays where it is; `buffer` gets what the item had before.
-    pub(crate) fn set_buffer(
-        &self,
-        state: &mut State<P>,
-        table: TableId,
-        opcode: Opcode,
-        buffer: &mut Box<[u8]>,
-    ) -> Stored {
-        let State { core, links, .. } = state;
-        core.set_buffer(table, opcode, buffer, |session, frame| {
-            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
-        })
-    }
-
     /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.
     #[inline]
     pub(crate) fn publish(&self, state: &mut State<P>) -> bool {

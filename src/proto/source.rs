@@ -162,21 +162,6 @@ impl SourceCore {
         stored
     }
 
-    /// As [`SourceCore::set`], with data that stays where it is; see [`Store::set_buffer`].
-    pub(crate) fn set_buffer(
-        &mut self,
-        table: TableId,
-        opcode: Opcode,
-        buffer: &mut Box<[u8]>,
-        offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
-    ) -> Stored {
-        let stored = self.store.set_buffer(table, opcode, buffer, self.config.send_equal);
-        if let Stored::Created(id) | Stored::Updated(id) = stored {
-            self.record_set(id, matches!(stored, Stored::Created(_)), offer);
-        }
-        stored
-    }
-
     /// Looks at what setting these will need, all at the same time, so that setting them does not wait for memory one after the
     /// other. Changes nothing.
     pub(crate) fn touch_all<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {

@@ -8,7 +8,7 @@ use super::{FORKED, Handle};
 use crate::link::application;
 use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
-use crate::proto::store::{ItemId, NewValue, Stored, TableId, Value};
+use crate::proto::store::{ItemId, NewValue, OtherValue, Stored, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
 
 /// One of a source's tables: a set of items, each with an opcode that is its own in this table. Cheap to clone, and usable
@@ -70,7 +70,7 @@ impl Table {
     pub fn set_shared<S: Snapshot>(&self, opcode: impl ToOpcode, data: &Arc<S>) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
         let pointer = Pointer::new(data.clone());
-        self.set_value(opcode, NewValue::Pointer(&pointer))
+        self.set_value(opcode, NewValue::Other(&OtherValue::Pointer(&pointer)))
     }
 
     /// The data that an item's pointer leads to has changed: it is sent, as it is when it is sent.

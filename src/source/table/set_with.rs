@@ -7,12 +7,12 @@
 //! Why not straight into the ring: there is one ring per destination, a full one takes nothing, and a resend needs the value
 //! once more. So it would have to be copied back out of the ring, and whoever writes it would do so under the lock.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
 
 use super::{Sent, SetError, Table};
-use crate::opcode::{Opcode, ToOpcode};
-use crate::proto::store::Stored;
+use crate::opcode::ToOpcode;
+use crate::proto::store::{NewValue, OtherValue};
 
 impl Table {
     /// As [`Table::set`], with a value of `len` bytes that `write` puts in place: for what is encoded as it is sent, without a
@@ -50,17 +50,12 @@ impl Table {
         if let Err(why) = write(&mut buffer) {
             return Err(SetError::NotWritten { opcode, why: why.to_string() });
         }
-        let sent = self.set_buffer(opcode, &mut buffer);
-        keep_buffer(buffer);
-        sent
-    }
-
-    fn set_buffer(&self, opcode: Opcode, buffer: &mut Box<[u8]>) -> Result<Sent, SetError> {
-        let mut state = self.lock()?;
-        match self.handle.shared.set_buffer(&mut state, self.id, opcode, buffer) {
-            Stored::Unchanged => Ok(Sent::Unchanged),
-            Stored::Created(item) | Stored::Updated(item) => Ok(self.publish(&mut state, item)),
+        let value = OtherValue::Buffer(RefCell::new(buffer));
+        let sent = self.set_value(opcode, NewValue::Other(&value));
+        if let OtherValue::Buffer(buffer) = value {
+            keep_buffer(buffer.into_inner());
         }
+        sent
     }
 }
 
