@@ -19,6 +19,7 @@ use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
 use crate::wire::Hello;
 
+use options::Pause;
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
@@ -272,6 +273,7 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
+        let mut since = None;
         loop {
             let received = self.dispatch(&mut handler)?;
             if received > 0 {
@@ -280,7 +282,8 @@ impl Destination {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(0);
             }
-            if let Err(error) = self.wait(deadline) {
+            let since = *since.get_or_insert_with(Instant::now);
+            if let Err(error) = self.wait(since, deadline) {
                 return Err(self.lose_link(error, &mut handler));
             }
         }
@@ -430,7 +433,7 @@ impl Destination {
                 Ok(0)
             }
             Ok(Ok(Attached { mut link, epoch, pid })) => {
-                if self.wait == Wait::Spin {
+                if self.wait.never_sleeps() {
                     link.never_wait();
                 }
                 self.attachment = Attachment::Attached(Box::new(link));
@@ -478,11 +481,19 @@ impl Destination {
         }
     }
 
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), LinkError> {
+    /// Waits for a while, as the call did that has found nothing since then.
+    fn wait(&mut self, since: Instant, deadline: Option<Instant>) -> Result<(), LinkError> {
         let until = |other: Instant| Some(deadline.map_or(other, |deadline| deadline.min(other)));
         match &mut self.attachment {
-            Attachment::Attached(link) if self.wait == Wait::Spin => link.spin(SPINS),
             Attachment::Attached(link) => {
+                match self.wait.pause(since) {
+                    Pause::Spin => return link.spin(SPINS),
+                    Pause::Yield => {
+                        std::thread::yield_now();
+                        return Ok(());
+                    }
+                    Pause::Sleep => {}
+                }
                 match link.wait(&self.core, deadline, &mut self.set)? {
                     Woken::NotAsleep => {}
                     Woken::SourceLives => self.source_seen = Some(Instant::now()),
