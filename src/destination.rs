@@ -1,5 +1,6 @@
 //! The public face of a destination.
 
+mod batch;
 mod options;
 
 use std::os::fd::AsFd;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::link::LinkError;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::{IncomingLink, Woken};
+use crate::link::kept::Kept;
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
@@ -19,6 +21,7 @@ use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
 use crate::wire::Hello;
 
+pub use batch::Batch;
 use options::Pause;
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
@@ -70,6 +73,10 @@ pub struct Destination {
     broken: Option<LinkError>,
     /// When to try again to give up what is not wanted any more.
     unwanted_retry: Option<Instant>,
+    /// The caller's buffer, while one is being filled and no link has it.
+    kept: Option<Kept>,
+    /// What the next call into a batch says: something came before it.
+    held_back: Option<RecvError>,
 }
 
 #[derive(Debug)]
@@ -134,6 +141,8 @@ impl Destination {
             last_failure: None,
             broken: None,
             unwanted_retry: None,
+            kept: None,
+            held_back: None,
         })
     }
 
@@ -467,6 +476,9 @@ impl Destination {
 
     /// The link is gone: the next calls look for the source at once, unless this one broke as soon as it stood.
     fn detach(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) {
+        if let Attachment::Attached(link) = &mut self.attachment {
+            link.swap_kept(&mut self.kept);
+        }
         self.attachment = Attachment::Detached(None);
         if self.attached_at.elapsed() < SHORT_LIVED {
             self.retry.later();
