@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert!(expected.iter().all(|entry| fib[&(entry.prefix.into(), entry.prefix_len)] == *entry));
 
     // What another build of the daemon, with a shorter struct, would send is refused, and the route stays as it was.
-    routes.set((Ipv4Addr::UNSPECIFIED, 0u8), &[0; size_of::<RouteEntry>() - 8])?;
+    routes.set((Ipv4Addr::UNSPECIFIED, 0u8), [0; size_of::<RouteEntry>() - 8])?;
     while forwarder.stats().failed == 0 {
         forwarder.recv_timeout(Duration::from_secs(5), |event| {
             let entry: RouteEntry = event.read_struct()?;
