@@ -1,5 +1,6 @@
 //! The public face of a destination.
 
+mod batch;
 mod options;
 
 use std::os::fd::AsFd;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::link::LinkError;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::{IncomingLink, Woken};
+use crate::link::kept::Kept;
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
@@ -19,6 +21,8 @@ use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
 use crate::wire::Hello;
 
+pub use batch::Batch;
+use options::Pause;
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
@@ -69,6 +73,10 @@ pub struct Destination {
     broken: Option<LinkError>,
     /// When to try again to give up what is not wanted any more.
     unwanted_retry: Option<Instant>,
+    /// The caller's buffer, while one is being filled and no link has it.
+    kept: Option<Kept>,
+    /// What the next call into a batch says: something came before it.
+    held_back: Option<RecvError>,
 }
 
 #[derive(Debug)]
@@ -133,6 +141,8 @@ impl Destination {
             last_failure: None,
             broken: None,
             unwanted_retry: None,
+            kept: None,
+            held_back: None,
         })
     }
 
@@ -272,6 +282,7 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
+        let mut since = None;
         loop {
             let received = self.dispatch(&mut handler)?;
             if received > 0 {
@@ -280,7 +291,8 @@ impl Destination {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(0);
             }
-            if let Err(error) = self.wait(deadline) {
+            let since = *since.get_or_insert_with(Instant::now);
+            if let Err(error) = self.wait(since, deadline) {
                 return Err(self.lose_link(error, &mut handler));
             }
         }
@@ -430,7 +442,7 @@ impl Destination {
                 Ok(0)
             }
             Ok(Ok(Attached { mut link, epoch, pid })) => {
-                if self.wait == Wait::Spin {
+                if self.wait.never_sleeps() {
                     link.never_wait();
                 }
                 self.attachment = Attachment::Attached(Box::new(link));
@@ -464,6 +476,9 @@ impl Destination {
 
     /// The link is gone: the next calls look for the source at once, unless this one broke as soon as it stood.
     fn detach(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) {
+        if let Attachment::Attached(link) = &mut self.attachment {
+            link.swap_kept(&mut self.kept);
+        }
         self.attachment = Attachment::Detached(None);
         if self.attached_at.elapsed() < SHORT_LIVED {
             self.retry.later();
@@ -478,11 +493,19 @@ impl Destination {
         }
     }
 
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<(), LinkError> {
+    /// Waits for a while, as the call did that has found nothing since then.
+    fn wait(&mut self, since: Instant, deadline: Option<Instant>) -> Result<(), LinkError> {
         let until = |other: Instant| Some(deadline.map_or(other, |deadline| deadline.min(other)));
         match &mut self.attachment {
-            Attachment::Attached(link) if self.wait == Wait::Spin => link.spin(SPINS),
             Attachment::Attached(link) => {
+                match self.wait.pause(since) {
+                    Pause::Spin => return link.spin(SPINS),
+                    Pause::Yield => {
+                        std::thread::yield_now();
+                        return Ok(());
+                    }
+                    Pause::Sleep => {}
+                }
                 match link.wait(&self.core, deadline, &mut self.set)? {
                     Woken::NotAsleep => {}
                     Woken::SourceLives => self.source_seen = Some(Instant::now()),

@@ -38,6 +38,8 @@
 //! - [`Snapshot`]: data that stays in the application and is read when it is sent. [`Retention`]: how much a source keeps.
 //! - [`Destination`]: events with acknowledgement, for a process with tables of its own; acknowledgement can come later
 //!   ([`Event::defer_ack`]). [`Replica`]: the map, kept for you. [`Subscription`]: a part of it.
+//! - [`Table::set_with`]: a value that is written in place. [`Destination::recv_batch`]: a [`Batch`] of events, received into
+//!   the caller's buffer. Features `zerocopy` and `postcard`: values that are structs of the application's.
 //! - [`Opcode`]: how items are identified. [`SourceStats`], [`DestinationStats`]: what happens, in numbers.
 //!
 //! # What it promises
@@ -74,9 +76,13 @@ mod source;
 mod stats;
 mod subscription;
 mod sys;
+#[cfg(any(feature = "postcard", feature = "zerocopy"))]
+mod typed;
 mod wire;
 
-pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
+pub use destination::{
+    Batch, ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait,
+};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
 pub use link::rendezvous::ConnectError;
@@ -101,4 +107,6 @@ pub use subscription::{Subscription, SubscriptionError};
 pub use sys::bell::RingerError;
 pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
 pub use sys::socket::ReceiveError;
+#[cfg(any(feature = "postcard", feature = "zerocopy"))]
+pub use typed::ValueError;
 pub use wire::WireError;

@@ -15,7 +15,7 @@ use raw::{
     ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION, accept, bell,
     greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
 };
-use shmirror::{Destination, Wait};
+use shmirror::Destination;
 use tempfile::TempDir;
 
 const CHANGE_RING_BYTES: u64 = 4096;
@@ -356,7 +356,7 @@ fn put_frames(region: &RawRegion, bytes: &mut [u8], random: &mut fastrand::Rng) 
 
 #[test]
 fn source_that_speaks_after_the_greeting_loses_its_destination() {
-    for wait in [Wait::Block, Wait::Spin] {
+    for wait in common::WAITS {
         let source = FalseSource::new();
         let mut destination =
             Destination::options().runtime_dir(source.dir.path()).wait(wait).connect("s").unwrap();

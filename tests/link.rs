@@ -161,7 +161,7 @@ fn a_stopped_destination_costs_the_others_nothing_and_memory_stays_bounded() {
 
 #[test]
 fn a_spinning_and_a_blocking_destination_see_the_source_go_and_come() {
-    for wait in [Wait::Block, Wait::Spin] {
+    for wait in common::WAITS {
         let dir = tempfile::tempdir().unwrap();
         let mut destination = Destination::options().runtime_dir(dir.path()).wait(wait).connect("s").unwrap();
         assert_eq!(destination.recv_timeout(Duration::from_millis(1), |_| Ok(())).unwrap(), 0);

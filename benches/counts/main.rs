@@ -34,7 +34,7 @@ const TIMES: u64 = 200;
 const BATCH: u64 = 32;
 const OPCODES: u64 = 1000;
 
-const PATHS: [&str; 6] = ["set/0", "set/1", "set/4", "set_many/1", "update", "replay"];
+const PATHS: [&str; 7] = ["set/0", "set/1", "set/4", "set_with/1", "set_many/1", "update", "replay"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -175,6 +175,18 @@ impl Mirror {
         }
     }
 
+    fn set_with(&mut self) {
+        for _ in 0..BATCH {
+            self.changes += 1;
+            let change = self.changes;
+            let write = |out: &mut [u8]| {
+                out[..8].copy_from_slice(&change.to_ne_bytes());
+                Ok(())
+            };
+            self.table.set_with(change % OPCODES, 64, write).expect("a good value");
+        }
+    }
+
     fn update(&mut self) {
         for replica in &mut self.replicas {
             let mut left = BATCH as usize;
@@ -201,6 +213,17 @@ fn run(path: &str) {
                     mirror.set()
                 } else {
                     counted(|| mirror.set())
+                }
+                mirror.update();
+            }
+        }
+        "set_with/1" => {
+            let mut mirror = Mirror::new(1);
+            for time in 0..warm_up + TIMES {
+                if time < warm_up {
+                    mirror.set_with()
+                } else {
+                    counted(|| mirror.set_with())
                 }
                 mirror.update();
             }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::Destination;
 use crate::link::rendezvous::place::{NameError, RuntimeDirError};
@@ -18,14 +19,60 @@ pub struct DestinationOptions {
     pub(super) subscription: Subscription,
 }
 
-/// How a destination waits for its source.
+/// How a destination that has found nothing waits for its source. However it waits, it notices the source's death: asleep at
+/// once, else within a millisecond.
+///
+/// This is about what comes over a link that stands. Without one a destination sleeps until a source appears, and
+/// [`Destination::try_recv`] never waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Wait {
     /// Sleeps; the source rings. For everyone with other things to do on the cpu.
     #[default]
     Block,
     /// Looks at the ring again and again: no change waits for a wake-up, for a cpu of its own.
     Spin,
+    /// Looks at the ring again and again for so long; then it offers the cpu to others between two looks
+    /// (`sched_yield(2)`). It uses what others leave, never sleeps, and is never rung. For a cpu that is shared with
+    /// others that poll. Mind that a yield gives way to threads of the same priority only: with SCHED_FIFO it starves lower
+    /// ones.
+    SpinThenYield {
+        /// From the beginning of the call that found nothing; zero yields at once.
+        spin: Duration,
+    },
+    /// Looks at the ring again and again for so long; then it sleeps, and the source rings. What comes in quick
+    /// succession waits for no wake-up, and an idle destination costs nothing.
+    SpinThenSleep {
+        /// From the beginning of the call that found nothing; zero is [`Wait::Block`].
+        spin: Duration,
+    },
+}
+
+/// What to do next, while there is nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pause {
+    Spin,
+    Yield,
+    Sleep,
+}
+
+impl Wait {
+    /// Whether the source never needs to ring.
+    pub(super) fn never_sleeps(self) -> bool {
+        matches!(self, Wait::Spin | Wait::SpinThenYield { .. })
+    }
+
+    /// What is next for a call that began to wait at `since`.
+    pub(super) fn pause(self, since: Instant) -> Pause {
+        match self {
+            Wait::Spin => Pause::Spin,
+            Wait::SpinThenYield { spin } | Wait::SpinThenSleep { spin } if since.elapsed() < spin => {
+                Pause::Spin
+            }
+            Wait::SpinThenYield { .. } => Pause::Yield,
+            Wait::Block | Wait::SpinThenSleep { .. } => Pause::Sleep,
+        }
+    }
 }
 
 /// What becomes of the items when the source is gone.

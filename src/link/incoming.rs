@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! 1. A record is copied out of the ring once, into private memory, before anything of it is looked at.
+//!    If the caller has lent a buffer of its own, that is where: a record that was handed over stays there.
 //! 2. While the ack ring is full, acks merge in private memory; at their bound nothing more is consumed.
 //! 3. Records that the source published before it died are still applied: the rings outlive their maker.
 
@@ -9,6 +10,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::LinkError;
+use super::kept::Kept;
 use super::platform::{Heard, Linux, Peer, Platform, Waits};
 use crate::proto::destination::{DestinationCore, Event};
 use crate::ring::{Consumer, Producer};
@@ -22,6 +24,8 @@ pub(crate) struct IncomingLink<P: Platform = Linux> {
     /// Copies of records that are about to be handled, and where each lies.
     scratch: Vec<u8>,
     batch: Vec<Range<usize>>,
+    /// The caller's buffer takes the place of `scratch`; its `bytes` are in `scratch` meanwhile.
+    kept: Option<Kept>,
     /// How often in a row a look at the ring has found something, and little.
     short_batches: u32,
     /// The source was rung because the ack ring is full.
@@ -74,6 +78,7 @@ impl<P: Platform> IncomingLink<P> {
             acks,
             scratch: Vec::new(),
             batch: Vec::with_capacity(RECORDS_PER_BATCH),
+            kept: None,
             short_batches: 0,
             ack_ring_full: false,
             source_gone: false,
@@ -105,7 +110,11 @@ impl<P: Platform> IncomingLink<P> {
             for at in 0..self.batch.len() {
                 let record = &self.scratch[self.batch[at].clone()];
                 since_ring += record.len() as u64;
-                core.handle_record(record, &mut *handler)?;
+                match &mut self.kept {
+                    None => core.handle_record(record, &mut *handler)?,
+                    Some(kept) => core
+                        .handle_record(record, |event| kept.hand_over(event, self.batch[at].end, handler))?,
+                }
                 consumed += 1;
                 if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
                     self.send_acks(core)?;
@@ -131,13 +140,27 @@ impl<P: Platform> IncomingLink<P> {
     #[inline]
     fn read_batch(&mut self, most: usize) -> Result<usize, LinkError> {
         self.batch.clear();
-        let mut end = 0;
-        while self.batch.len() < most.min(RECORDS_PER_BATCH) && end < BYTES_PER_BATCH {
+        let (mut end, full_at) = match &self.kept {
+            None => (0, BYTES_PER_BATCH),
+            Some(kept) => (kept.end, kept.full_at.min(kept.end + BYTES_PER_BATCH)),
+        };
+        while self.batch.len() < most.min(RECORDS_PER_BATCH) && end < full_at {
             let Some(record) = self.changes.try_read_behind(&mut self.scratch, end)? else { break };
             end = record.end;
             self.batch.push(record);
         }
+        if let Some(kept) = &mut self.kept {
+            kept.end = end;
+        }
         Ok(self.batch.len())
+    }
+
+    /// Lends the caller's buffer, or gives it back.
+    pub(crate) fn swap_kept(&mut self, kept: &mut Option<Kept>) {
+        std::mem::swap(&mut self.kept, kept);
+        for kept in [&mut self.kept, kept].into_iter().flatten() {
+            std::mem::swap(&mut self.scratch, &mut kept.bytes);
+        }
     }
 
     /// This side polls: the source need not ring it, ever.

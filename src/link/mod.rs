@@ -9,6 +9,7 @@ pub(crate) mod application;
 pub(crate) mod flush;
 pub(crate) mod greeting;
 pub(crate) mod incoming;
+pub(crate) mod kept;
 #[cfg(test)]
 mod models;
 pub(crate) mod outgoing;

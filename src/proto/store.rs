@@ -13,6 +13,8 @@
 //!    that owe the ack of its remove; in one that does not, all that have an entry for it. An item that need not stay is
 //!    vacant.
 
+use std::cell::RefCell;
+
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
@@ -90,7 +92,17 @@ pub(crate) enum Value {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum NewValue<'a> {
     Data(&'a [u8]),
+    /// Behind a reference, so that a slice of data goes where it goes in two registers.
+    Other(&'a OtherValue<'a>),
+}
+
+/// What an item is given less often.
+#[derive(Debug)]
+pub(crate) enum OtherValue<'a> {
     Pointer(&'a Pointer),
+    /// Data that stays where it is, and none of which is copied. Once it is set, the buffer has the data that the item had
+    /// before, or nothing.
+    Buffer(RefCell<Box<[u8]>>),
 }
 
 /// What [`Store::set`] did.
@@ -188,7 +200,23 @@ impl Store {
             old.copy_from_slice(new);
             return Stored::Updated(ItemId { table: id, index });
         }
-        self.set_otherwise(id, opcode, index, value)
+        self.set_otherwise(id, opcode, index, value, always)
+    }
+
+    /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
+    /// place of data, or not in such a table.
+    fn trade(&mut self, id: ItemId, buffer: &RefCell<Box<[u8]>>, always: bool) -> Option<Stored> {
+        let table = &mut self.tables[usize::from(id.table)];
+        let item = &mut table.items[id.index as usize];
+        let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention) else { return None };
+        let mut new = buffer.borrow_mut();
+        if !always && *old == *new {
+            return Some(Stored::Unchanged);
+        }
+        self.last_change = self.last_change.next();
+        item.change = self.last_change;
+        std::mem::swap(old, &mut new);
+        Some(Stored::Updated(id))
     }
 
     /// Where the items of these opcodes lie, most likely; the memory of the index is waited for once. Nothing if there are so
@@ -216,7 +244,7 @@ impl Store {
         u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
     }
 
-    /// As [`Store::set`], of an item that is at `index`, if there is one, with what is another value for sure.
+    /// As [`Store::set`], of an item that is at `index`, if there is one. Data that is not in a buffer is other data for sure.
     #[inline(never)]
     fn set_otherwise(
         &mut self,
@@ -224,7 +252,13 @@ impl Store {
         opcode: Opcode,
         index: Option<u32>,
         value: NewValue<'_>,
+        always: bool,
     ) -> Stored {
+        if let (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) = (value, index)
+            && let Some(stored) = self.trade(ItemId { table: id, index }, buffer, always)
+        {
+            return stored;
+        }
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
         table.note_changed(&opcode, change);
@@ -247,7 +281,7 @@ impl Store {
             }
             table.live += 1;
         }
-        table.pointers += u32::from(matches!(value, NewValue::Pointer(_)));
+        table.pointers += u32::from(matches!(value, NewValue::Other(OtherValue::Pointer(_))));
         table.pointers -= u32::from(was_pointer);
         let id = ItemId { table: id, index };
         if was_removed { Stored::Created(id) } else { Stored::Updated(id) }
@@ -348,7 +382,8 @@ impl Value {
     fn from_new(value: NewValue<'_>) -> Value {
         match value {
             NewValue::Data(data) => Value::Data(data.into()),
-            NewValue::Pointer(pointer) => Value::Pointer(pointer.clone()),
+            NewValue::Other(OtherValue::Pointer(pointer)) => Value::Pointer((*pointer).clone()),
+            NewValue::Other(OtherValue::Buffer(buffer)) => Value::Data(buffer.take()),
         }
     }
 

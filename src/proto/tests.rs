@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::destination::{DestinationCore, Event};
 use super::resend::ResendPolicy;
 use super::source::{Drawn, Read, SessionId, SourceConfig, SourceCore};
-use super::store::{NewValue, TableId, Value};
+use super::store::{NewValue, OtherValue, TableId, Value};
 use crate::opcode::ToOpcode;
 use crate::retention::Retention;
 use crate::seq::SyncSeq;
@@ -346,7 +346,8 @@ fn every_table_goes_forward_in_each_ring_full() {
     // Half of the items are there before the attach, half come live, and a third are pointers.
     let set = |core: &mut SourceCore, key: u32| {
         let pointer = Pointer::new(Arc::new(Mutex::new(b"v".to_vec())));
-        let value = if key.is_multiple_of(3) { NewValue::Pointer(&pointer) } else { NewValue::Data(b"v") };
+        let pointer = OtherValue::Pointer(&pointer);
+        let value = if key.is_multiple_of(3) { NewValue::Other(&pointer) } else { NewValue::Data(b"v") };
         for &table in &tables {
             core.set(table, key.to_opcode().unwrap(), value, |_, _| false);
         }
@@ -428,10 +429,10 @@ fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
     let mut bench = Bench::new(ResendPolicy::default());
     let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
     let key = 1u32.to_opcode().unwrap();
-    bench.core.set(bench.table, key.clone(), NewValue::Pointer(&pointer), |_, _| false);
+    bench.core.set(bench.table, key.clone(), NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
     bench.set(1, b"data");
     assert_eq!(bench.pump(), 1, "nothing must be read for it");
-    bench.core.set(bench.table, key, NewValue::Pointer(&pointer), |_, _| false);
+    bench.core.set(bench.table, key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
     assert_eq!(bench.pump(), 0);
     assert!(bench.core.has_reads(bench.session), "and the other way round");
 }
@@ -461,7 +462,12 @@ fn no_pointer_is_read_before_the_name_of_its_table_was_sent() {
     let mut bench = Bench::new(ResendPolicy::default());
     let table = bench.core.table("u", Retention::Newest).unwrap();
     let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
-    bench.core.set(table, 1u32.to_opcode().unwrap(), NewValue::Pointer(&pointer), |_, _| false);
+    bench.core.set(
+        table,
+        1u32.to_opcode().unwrap(),
+        NewValue::Other(&OtherValue::Pointer(&pointer)),
+        |_, _| false,
+    );
     // There was no room for the name, and now there is some.
     assert!(!bench.core.has_reads(bench.session) && bench.core.poll_read(bench.session).is_none());
     assert_eq!(bench.pump(), 1, "the name");

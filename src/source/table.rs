@@ -1,12 +1,14 @@
 //! A source's tables.
 
+mod set_with;
+
 use std::sync::Arc;
 
 use super::{FORKED, Handle};
 use crate::link::application;
 use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
-use crate::proto::store::{ItemId, NewValue, Stored, TableId, Value};
+use crate::proto::store::{ItemId, NewValue, OtherValue, Stored, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
 
 /// One of a source's tables: a set of items, each with an opcode that is its own in this table. Cheap to clone, and usable
@@ -49,7 +51,7 @@ impl Table {
     /// [`SetError`]; then nothing has changed. A full ring is no error.
     pub fn set(&self, opcode: impl ToOpcode, value: impl AsRef<[u8]>) -> Result<Sent, SetError> {
         let (opcode, value) = (opcode.to_opcode()?, value.as_ref());
-        self.check_length(&opcode, value)?;
+        self.check_length(&opcode, value.len())?;
         self.set_value(opcode, NewValue::Data(value))
     }
 
@@ -68,7 +70,7 @@ impl Table {
     pub fn set_shared<S: Snapshot>(&self, opcode: impl ToOpcode, data: &Arc<S>) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
         let pointer = Pointer::new(data.clone());
-        self.set_value(opcode, NewValue::Pointer(&pointer))
+        self.set_value(opcode, NewValue::Other(&OtherValue::Pointer(&pointer)))
     }
 
     /// The data that an item's pointer leads to has changed: it is sent, as it is when it is sent.
@@ -103,7 +105,7 @@ impl Table {
             let mut batch = Vec::with_capacity(CHANGES_PER_LOCK);
             for (opcode, value) in items.by_ref().take(CHANGES_PER_LOCK) {
                 match opcode.to_opcode().map_err(SetError::from).and_then(|opcode| {
-                    self.check_length(&opcode, value.as_ref())?;
+                    self.check_length(&opcode, value.as_ref().len())?;
                     Ok(opcode)
                 }) {
                     Ok(opcode) => batch.push((opcode, value)),
@@ -217,11 +219,11 @@ impl Table {
         if deferred { Sent::Deferred } else { Sent::Now }
     }
 
-    fn check_length(&self, opcode: &Opcode, value: &[u8]) -> Result<(), SetError> {
+    fn check_length(&self, opcode: &Opcode, bytes: usize) -> Result<(), SetError> {
         let max = self.handle.shared.max_value_bytes(opcode);
-        if value.len() > max {
+        if bytes > max {
             let ring_bytes = self.handle.ring_bytes;
-            return Err(SetError::ValueTooLong { bytes: value.len(), max, ring_bytes });
+            return Err(SetError::ValueTooLong { bytes, max, ring_bytes });
         }
         Ok(())
     }
@@ -287,6 +289,14 @@ pub enum SetError {
         max: usize,
         /// The ring's size.
         ring_bytes: u64,
+    },
+    /// The value could not be written: what [`Table::set_with`] or an encoder said.
+    #[error("the value of item {opcode} was not written: {why}")]
+    NotWritten {
+        /// The item.
+        opcode: Opcode,
+        /// What was said.
+        why: String,
     },
     /// The item is not there, or holds its data itself.
     #[error("item {opcode} holds no pointer that could have changed; use set_shared first")]

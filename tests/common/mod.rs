@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use shmirror::{
     Destination, DestinationState, Event, HandlerResult, Opcode, Replica, ResendPolicy, Source,
-    SourceOptions, Table,
+    SourceOptions, Table, Wait,
 };
 
 /// Far longer than anything takes here, however busy the machine is.
@@ -16,6 +16,13 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long one of many looks waits.
 pub(crate) const MOMENT: Duration = Duration::from_millis(5);
+
+/// How long those spin that then do something else.
+pub(crate) const SPIN: Duration = Duration::from_millis(3);
+
+/// Every way to wait.
+pub(crate) const WAITS: [Wait; 4] =
+    [Wait::Block, Wait::Spin, Wait::SpinThenYield { spin: SPIN }, Wait::SpinThenSleep { spin: SPIN }];
 
 /// Calls `step` until it is true.
 pub(crate) fn until(what: &str, mut step: impl FnMut() -> bool) {

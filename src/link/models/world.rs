@@ -17,7 +17,7 @@ use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::ResendPolicy;
 use crate::proto::destination::{DestinationCore, Event};
 use crate::proto::source::{SourceConfig, SourceCore};
-use crate::proto::store::{NewValue, TableId};
+use crate::proto::store::{NewValue, OtherValue, TableId};
 use crate::retention::Retention;
 use crate::ring::loom_memory::{LoomMemory, ring_at};
 use crate::ring::{Consumer, Producer};
@@ -114,7 +114,8 @@ impl World {
             out.push(data.load(Relaxed));
             Ok(())
         });
-        self.set_value(opcode, NewValue::Pointer(&Pointer::new(Arc::new(snapshot))));
+        let pointer = Pointer::new(Arc::new(snapshot));
+        self.set_value(opcode, NewValue::Other(&OtherValue::Pointer(&pointer)));
     }
 
     /// The data of a pointer has changed.

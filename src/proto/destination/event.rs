@@ -90,7 +90,7 @@ struct Deferrable<'a> {
 
 impl<'a> AckSlot<'a> {
     /// Of an event that has no ack of its own.
-    pub(super) const NONE: AckSlot<'static> = AckSlot(None);
+    pub(crate) const NONE: AckSlot<'static> = AckSlot(None);
 
     pub(super) fn new(
         deferred: &'a Cell<bool>,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::super::cache::EntryKind;
 use super::super::source::{Drawn, Read, Unreadable};
-use super::super::store::{NewValue, TableId, Value};
+use super::super::store::{NewValue, OtherValue, TableId, Value};
 use super::oracle::{App, KEYS, Kind, Subject, Truth, subject};
 use super::seen::{Seen, Situation};
 use super::world::{
@@ -127,7 +127,7 @@ impl World {
         if version == 0 {
             source.remove(table, &opcode);
         } else if source.touch(table, &opcode).is_none() {
-            source.set(table, opcode, NewValue::Pointer(&pointer), |_, _| false);
+            source.set(table, opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
         }
         source.skip_changes(skipped);
         self.truth.tell(key);

@@ -1,11 +1,12 @@
 //! The application that has the items: its own state, what it has told the source of it, and what it knows of the past.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::super::source::{SessionId, SourceCore};
-use super::super::store::{NewValue, Stored, TableId};
+use super::super::store::{NewValue, OtherValue, Stored, TableId};
 use super::seen::{Hazard, Seen};
 use super::{GROUPS, Item, KEYS, STEPS, TABLES};
 use crate::opcode::{Opcode, ToOpcode};
@@ -271,10 +272,19 @@ impl Owner {
         match call {
             Call::Set(_, version) => {
                 let value = version.to_ne_bytes();
-                let stored = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
+                // Every other one in a buffer that the store keeps.
+                let mut set = || {
+                    let buffer = OtherValue::Buffer(RefCell::new(Box::from(value)));
+                    let value = match version % 2 {
+                        0 => NewValue::Data(&value),
+                        _ => NewValue::Other(&buffer),
+                    };
+                    source.set(table, opcode.clone(), value, &mut offer)
+                };
+                let stored = set();
                 assert_ne!(stored, Stored::Unchanged, "each version is another value");
                 seen.note_if(before == Some(false), Hazard::TombstoneRevived);
-                let again = source.set(table, opcode.clone(), NewValue::Data(&value), &mut offer);
+                let again = set();
                 assert_eq!(
                     again == Stored::Unchanged,
                     keeps_newest,
@@ -326,7 +336,7 @@ impl Owner {
 
 fn share(source: &mut SourceCore, table: TableId, opcode: &Opcode, cell: &Arc<SharedVersion>) {
     let pointer = Pointer::new(cell.clone());
-    source.set(table, opcode.clone(), NewValue::Pointer(&pointer), |_, _| {
+    source.set(table, opcode.clone(), NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| {
         unreachable!("it must be read first")
     });
 }
