@@ -7,8 +7,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::link::LinkError;
+#[cfg(feature = "named-region")]
+use crate::link::greeting::named::Region;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::{IncomingLink, Woken};
+#[cfg(feature = "named-region")]
+use crate::link::rendezvous::lease::Lease;
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
@@ -17,7 +21,8 @@ use crate::subscription::{Subscription, SubscriptionError};
 use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
-use crate::wire::Hello;
+use crate::sys::socket::Socket;
+use crate::wire::{Hello, Offer};
 
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
@@ -69,6 +74,11 @@ pub struct Destination {
     broken: Option<LinkError>,
     /// When to try again to give up what is not wanted any more.
     unwanted_retry: Option<Instant>,
+    #[cfg(feature = "named-region")]
+    region: Region,
+    /// From the first segment on. The last field, as no segment outlives it.
+    #[cfg(feature = "named-region")]
+    lease: Option<Lease>,
 }
 
 #[derive(Debug)]
@@ -116,11 +126,18 @@ impl Destination {
         keep_values: bool,
     ) -> Result<Destination, ConnectionError> {
         let now = Instant::now();
+        options.check()?;
         Hello::check(&options.subscription)?;
         Ok(Destination {
             place: Place::new(RuntimeDir::locate(options.runtime_dir.as_deref())?, name)?,
             wait: options.wait,
             on_source_lost: options.on_source_lost,
+            #[cfg(feature = "named-region")]
+            allowed: match options.region {
+                Region::Memfd => AllowedUsers::new(&options.allowed_users),
+                Region::Named => AllowedUsers::own_only(),
+            },
+            #[cfg(not(feature = "named-region"))]
             allowed: AllowedUsers::new(&options.allowed_users),
             incarnation: process::random_u64()?,
             creator: Creator::here()?,
@@ -133,6 +150,10 @@ impl Destination {
             last_failure: None,
             broken: None,
             unwanted_retry: None,
+            #[cfg(feature = "named-region")]
+            region: options.region,
+            #[cfg(feature = "named-region")]
+            lease: None,
         })
     }
 
@@ -376,7 +397,7 @@ impl Destination {
         }
         let watched = watch.is_some();
         match connected {
-            Ok(socket) => match Greeting::start(socket, &self.hello(), &self.allowed) {
+            Ok(socket) => match self.start_greeting(socket) {
                 Ok(greeting) => {
                     self.attachment = Attachment::Greeting(Box::new(greeting));
                     Ok(())
@@ -407,10 +428,27 @@ impl Destination {
         }
     }
 
+    fn start_greeting(&mut self, socket: Socket) -> Result<Greeting, GreetingError> {
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named {
+            if self.lease.is_none() {
+                let lease = Lease::take(&self.place, self.incarnation).map_err(GreetingError::Lease)?;
+                self.lease = Some(lease);
+            }
+            #[cfg(feature = "wait-raw-sync")]
+            let event = self.wait == Wait::RawSync;
+            #[cfg(not(feature = "wait-raw-sync"))]
+            let event = false;
+            return Greeting::start_by_name(socket, self.hello(), &self.allowed, event);
+        }
+        Greeting::start(socket, &self.hello(), &self.allowed)
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             incarnation: self.incarnation,
             ack_ring_bytes: ACK_RING_BYTES,
+            offer: Offer::Descriptors,
             subscription: self.core.subscription().clone(),
         }
     }

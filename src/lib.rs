@@ -79,6 +79,8 @@ mod wire;
 pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
+#[cfg(feature = "named-region")]
+pub use link::greeting::named::Region;
 pub use link::rendezvous::ConnectError;
 pub use link::rendezvous::bind::BindError;
 pub use link::rendezvous::place::{NameError, RuntimeDirError};
@@ -100,5 +102,7 @@ pub use stats::{DestinationId, DestinationState, EntryHolds, EntryState, SourceS
 pub use subscription::{Subscription, SubscriptionError};
 pub use sys::bell::RingerError;
 pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
+#[cfg(feature = "named-region")]
+pub use sys::segment::SegmentError;
 pub use sys::socket::ReceiveError;
 pub use wire::WireError;

@@ -202,6 +202,13 @@ impl ReplicaOptions {
         self
     }
 
+    /// How the shared memory of its links is made; see [`DestinationOptions::region`].
+    #[cfg(feature = "named-region")]
+    pub fn region(mut self, region: crate::Region) -> Self {
+        self.destination = self.destination.region(region);
+        self
+    }
+
     /// What of the source's items is wanted; see [`DestinationOptions::subscribe`]. Default: everything.
     pub fn subscribe(mut self, subscription: Subscription) -> Self {
         self.destination = self.destination.subscribe(subscription);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::LinkError;
-use super::platform::{Heard, Linux, Peer, Platform, Waits};
+use super::platform::{Linux, Peer, Platform};
 use crate::proto::destination::{DestinationCore, Event};
 use crate::ring::{Consumer, Producer};
 
@@ -189,15 +189,8 @@ impl<P: Platform> IncomingLink<P> {
 
     /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring.
     pub(crate) fn is_source_gone(&self, waits: &mut P::Waits) -> Result<bool, LinkError> {
-        let heard = self.hear(Some(P::now()), waits)?;
+        let heard = self.peer.hear(Some(P::now()), waits)?;
         if heard.spoke { Err(LinkError::Spoke) } else { Ok(heard.gone) }
-    }
-
-    fn hear(&self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Heard, LinkError> {
-        waits.clear();
-        let at = self.peer.watch(waits);
-        waits.wait(deadline)?;
-        Ok(P::Peer::heard(waits, at))
     }
 
     fn wait_rung(
@@ -213,7 +206,7 @@ impl<P: Platform> IncomingLink<P> {
         if self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)? {
             return Ok(Woken::NotAsleep);
         }
-        let heard = self.hear(deadline, waits)?;
+        let heard = self.peer.hear(deadline, waits)?;
         if heard.rung {
             self.peer.clear()?;
         }

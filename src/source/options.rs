@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Handle, Source};
-use crate::link::greeting::{AllowedUsers, Host};
+#[cfg(feature = "named-region")]
+use crate::link::greeting::named::Region;
+use crate::link::greeting::{AllowedUsers, Host, Means};
 use crate::link::rendezvous::bind::{BindError, SourceListener};
+#[cfg(feature = "named-region")]
+use crate::link::rendezvous::lease::Lease;
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
 use crate::link::service::Service;
 use crate::link::shared::Shared;
@@ -29,6 +33,8 @@ pub struct SourceOptions {
     allowed_users: Vec<u32>,
     first_sync_seq: SyncSeq,
     max_tombstones: usize,
+    #[cfg(feature = "named-region")]
+    region: Region,
 }
 
 impl Default for SourceOptions {
@@ -41,6 +47,8 @@ impl Default for SourceOptions {
             allowed_users: Vec::new(),
             first_sync_seq: SyncSeq::from(1),
             max_tombstones: DEFAULT_MAX_TOMBSTONES,
+            #[cfg(feature = "named-region")]
+            region: Region::default(),
         }
     }
 }
@@ -89,6 +97,14 @@ impl SourceOptions {
         self
     }
 
+    /// How the shared memory of its links is made. Default: [`Region::Memfd`]. A destination that has chosen otherwise is
+    /// refused.
+    #[cfg(feature = "named-region")]
+    pub fn region(mut self, region: Region) -> Self {
+        self.region = region;
+        self
+    }
+
     /// The sync sequence number of the first change; for tests of what happens when it wraps. Default: 1.
     pub fn first_sync_seq(mut self, first: impl Into<SyncSeq>) -> Self {
         self.first_sync_seq = first.into();
@@ -108,12 +124,18 @@ impl SourceOptions {
         if self.resend.max_entries_per_message == 0 || self.resend.max_messages_per_tick == 0 {
             return Err(CreateError::ResendPolicy);
         }
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named && !self.allowed_users.is_empty() {
+            return Err(CreateError::NamedRegionUsers { found: self.allowed_users });
+        }
         let place = Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?;
         let creator = Creator::here()?;
         let wake = Wake::new()?;
         let mode = if self.allowed_users.is_empty() { OWN_SOCKET } else { SHARED_SOCKET };
         let listener = SourceListener::bind(&place, mode)?;
         let socket = listener.path().to_path_buf();
+        let epoch = process::random_u64()?;
+        let (means, allowed) = self.means(&place, epoch)?;
         let resend = self.resend;
         let core = SourceCore::new(SourceConfig {
             policy: resend.clone(),
@@ -122,12 +144,21 @@ impl SourceOptions {
             max_tombstones: self.max_tombstones,
         });
         let shared = Arc::new(Shared::new(core, resend, ring_bytes, wake));
-        let allowed = AllowedUsers::new(&self.allowed_users);
-        let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
+        let host = Host { epoch, ring_bytes, allowed, means };
         let service = Service::new(shared.clone(), host, listener);
         let timer_thread = process::spawn_signal_free("shmirror-timer", move || service.run())?;
         let handle = Handle { shared, creator, ring_bytes };
         Ok(Source { handle, socket, timer_thread: Some(timer_thread) })
+    }
+
+    /// How regions reach destinations, and whose those may be. The name is taken.
+    #[cfg_attr(not(feature = "named-region"), expect(unused_variables, reason = "a lease needs them"))]
+    fn means(&self, place: &Place, epoch: u64) -> Result<(Means, AllowedUsers), CreateError> {
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named {
+            return Ok((Means::Names(Lease::take(place, epoch)?), AllowedUsers::own_only()));
+        }
+        Ok((Means::Descriptors, AllowedUsers::new(&self.allowed_users)))
     }
 }
 
@@ -161,6 +192,15 @@ pub enum CreateError {
     /// A policy under which nothing would ever be sent again.
     #[error("a resend policy with 0 entries per message or 0 messages per tick, expected at least 1 of each")]
     ResendPolicy,
+    /// Named regions are of one user, and others were allowed.
+    #[cfg(feature = "named-region")]
+    #[error(
+        "users {found:?} are allowed besides our own, expected none with Region::Named: others cannot open its segments"
+    )]
+    NamedRegionUsers {
+        /// The users that were allowed.
+        found: Vec<u32>,
+    },
     /// The name cannot be one of a source.
     #[error(transparent)]
     Name(#[from] NameError),

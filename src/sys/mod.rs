@@ -2,6 +2,7 @@
 //!
 //! - [`fork`]: handles that are inert in a forked child
 //! - [`memfd`]: sealed, fully allocated shared memory, and the checks on a peer's
+//! - `segment`, with the feature `named-region`: shared memory with a name, where no descriptors can be passed
 //! - [`bell`]: the doorbell of one link and direction, which never blocks the one who rings
 //! - [`wake`]: wakes a thread of this process
 //! - [`socket`]: Unix sequenced-packet sockets that carry file descriptors
@@ -15,6 +16,8 @@ pub(crate) mod fork;
 pub(crate) mod memfd;
 pub(crate) mod poll;
 pub(crate) mod process;
+#[cfg(feature = "named-region")]
+pub(crate) mod segment;
 pub(crate) mod socket;
 pub(crate) mod wake;
 

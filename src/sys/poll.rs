@@ -46,7 +46,7 @@ pub(crate) enum Interest {
     #[cfg(test)]
     ReadWrite,
     /// Nothing but the peer's hang-up.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "named-region"))]
     HangUp,
 }
 
@@ -88,7 +88,7 @@ impl PollSet {
             Interest::Read => libc::POLLIN | libc::POLLRDHUP,
             #[cfg(test)]
             Interest::ReadWrite => libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "named-region"))]
             Interest::HangUp => libc::POLLRDHUP,
         };
         self.fds.push(libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 });
