@@ -159,7 +159,7 @@ pub(crate) enum Means {
     Descriptors,
     /// Under names, which are this side's as long as it holds the lease.
     #[cfg(feature = "named-region")]
-    Names(Lease),
+    Names { _lease: Lease },
 }
 
 impl Means {
@@ -167,7 +167,7 @@ impl Means {
         match self {
             Means::Descriptors => DESCRIPTORS,
             #[cfg(feature = "named-region")]
-            Means::Names(_) => NAMES,
+            Means::Names { .. } => NAMES,
         }
     }
 
@@ -234,7 +234,7 @@ impl Host {
                 Joined { ours, theirs, doorbells: Doorbells::Passed { bell, ringer } }
             }
             #[cfg(feature = "named-region")]
-            (Means::Names(_), Offer::Segment { number, event }) => {
+            (Means::Names { .. }, Offer::Segment { number, event }) => {
                 exactly::<0>(fds)?;
                 self.answer_by_name(socket, ours, theirs, number, event)?
             }

@@ -83,7 +83,7 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
         let flush = scope.spawn(|| source.flush(PATIENCE).unwrap());
         until("the flush to wait", || table.lock().unwrap().is_flushing());
         write_bad_ack(&mut hostile);
-        hostile.peer.ringer.ring().unwrap();
+        hostile.peer.ring().unwrap();
         assert!(matches!(flush.join().unwrap(), Flushed::Gone(gone) if gone.len() == 1));
     });
     assert_eq!(source.stats().broken, 1);

@@ -156,7 +156,8 @@ impl SourceOptions {
     fn means(&self, place: &Place, epoch: u64) -> Result<(Means, AllowedUsers), CreateError> {
         #[cfg(feature = "named-region")]
         if self.region == Region::Named {
-            return Ok((Means::Names(Lease::take(place, epoch)?), AllowedUsers::own_only()));
+            let means = Means::Names { _lease: Lease::take(place, epoch)? };
+            return Ok((means, AllowedUsers::own_only()));
         }
         Ok((Means::Descriptors, AllowedUsers::new(&self.allowed_users)))
     }

@@ -12,6 +12,7 @@
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -42,11 +43,12 @@ impl Lease {
                 Ok(()) if leads_to(&path, file.as_fd()) => {
                     return Ok(Lease { file: OwnFd::new(file.into()).map_err(os("guard"))?, path });
                 }
-                // whoever takes a lease just now looks at this one in passing, and may have removed it
-                Ok(()) | Err(Errno::EAGAIN) => {}
+                // whoever takes a lease just now has looked at this one in passing, and removed it
+                Ok(()) => {}
+                // or is about to
+                Err(Errno::EAGAIN) => std::thread::sleep(PAUSE),
                 Err(errno) => return Err(os("lock")(errno.into())),
             }
-            std::thread::yield_now();
         }
         Err(BindError::Contended { path, attempts: LOCK_ATTEMPTS })
     }
@@ -83,6 +85,9 @@ fn reclaim_one(place: &Place, identity: u64) {
         let _ = std::fs::remove_file(&path); // the next will find it
     }
 }
+
+/// How long another may take to look at a lease, and to remove it.
+const PAUSE: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 #[path = "lease_tests.rs"]
