@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::*;
 use crate::region::layout::{Kind, RawHeader, Word};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
-use crate::ring::tests::{arrive_at_a_polling_consumer, arrive_when_both_sides_sleep};
+use crate::ring::tests::arrive_when_both_sides_sleep;
 use crate::ring::{Consumer, Producer};
 use crate::sys::process::random_u64;
 use crate::sys::test_process::{alone, forked};
@@ -35,13 +35,6 @@ fn names_of(identity: u64) -> usize {
     let names = std::fs::read_dir("/dev/shm").unwrap().map(|entry| entry.unwrap().file_name());
     let part = format!("{identity:016x}");
     names.filter(|name| name.to_string_lossy().contains(&part)).count()
-}
-
-#[test]
-fn records_of_random_sizes_arrive_through_segments() {
-    let (producer, consumer) = ring();
-    let (producer, consumer) = (Producer::new(producer, RING_BYTES), Consumer::new(consumer, RING_BYTES));
-    arrive_at_a_polling_consumer(producer, consumer, RING_BYTES);
 }
 
 #[test]
