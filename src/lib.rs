@@ -57,6 +57,7 @@
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
 
 mod destination;
+mod dispatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -77,6 +78,7 @@ mod sys;
 mod wire;
 
 pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
+pub use dispatch::{Dispatched, Next};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
 pub use link::rendezvous::ConnectError;
@@ -94,11 +96,13 @@ pub use ring::RingError;
 pub use seq::SyncSeq;
 pub use snapshot::{Snapshot, SnapshotFn, SnapshotResult};
 pub use source::{
-    CreateError, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
+    CreateError, DriveError, Flush, FlushError, Flushed, Sent, SetError, Source, SourceDriver, SourceOptions,
+    Table, TableError,
 };
 pub use stats::{DestinationId, DestinationState, EntryHolds, EntryState, SourceStats};
 pub use subscription::{Subscription, SubscriptionError};
 pub use sys::bell::RingerError;
 pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
 pub use sys::socket::ReceiveError;
+pub use sys::thread::{Schedule, ThreadError, ThreadOptions};
 pub use wire::WireError;

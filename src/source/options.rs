@@ -4,11 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Handle, Source};
+use super::{DrivenBy, Handle, Source, SourceDriver};
 use crate::link::greeting::{AllowedUsers, Host};
+use crate::link::polled::Seat;
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
-use crate::link::service::Service;
+use crate::link::service::{Drive, Service};
 use crate::link::shared::Shared;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{SourceConfig, SourceCore};
@@ -16,6 +17,7 @@ use crate::region::layout;
 use crate::seq::SyncSeq;
 use crate::sys::fork::Creator;
 use crate::sys::process;
+use crate::sys::thread::{ThreadError, ThreadOptions, spawn_signal_free};
 use crate::sys::wake::Wake;
 
 /// How a [`Source`] is made. Every option has a default.
@@ -29,6 +31,7 @@ pub struct SourceOptions {
     allowed_users: Vec<u32>,
     first_sync_seq: SyncSeq,
     max_tombstones: usize,
+    timer_thread: ThreadOptions,
 }
 
 impl Default for SourceOptions {
@@ -41,6 +44,7 @@ impl Default for SourceOptions {
             allowed_users: Vec::new(),
             first_sync_seq: SyncSeq::from(1),
             max_tombstones: DEFAULT_MAX_TOMBSTONES,
+            timer_thread: ThreadOptions::default(),
         }
     }
 }
@@ -95,11 +99,42 @@ impl SourceOptions {
         self
     }
 
+    /// How the timer thread is called and scheduled, and where it runs. Default: `shmirror-timer`, as the thread that
+    /// creates the source, with which it shares the policy, the nice value and the cpus. A publisher under a real-time policy
+    /// should not wait for a timer thread under another one, that was preempted while it held the lock.
+    pub fn timer_thread(mut self, options: ThreadOptions) -> Self {
+        self.timer_thread = options;
+        self
+    }
+
     /// Creates the source: its name is taken, its socket is there and its timer thread runs when this returns.
     ///
     /// # Errors
     /// See [`CreateError`].
     pub fn create(self, name: &str) -> Result<Source, CreateError> {
+        let thread = self.timer_thread.clone();
+        let (service, mut source) = self.prepare(name, Drive::OwnThread)?;
+        let timer_thread = spawn_signal_free("shmirror-timer", &thread, move || service.run())?;
+        source.driven_by = Some(DrivenBy::TimerThread(timer_thread));
+        Ok(source)
+    }
+
+    /// Creates the source without a thread: the application's event loop drives it. Nothing is taken in, sent again or noticed
+    /// but in [`SourceDriver::dispatch`] and in [`Source::flush`]; publishers still send by themselves.
+    /// [`timer_thread`](SourceOptions::timer_thread) is of no consequence then.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn create_polled(self, name: &str) -> Result<(Source, SourceDriver), CreateError> {
+        let (service, mut source) = self.prepare(name, Drive::Loop)?;
+        let seat = Arc::new(Seat::new(service)?);
+        let driver = SourceDriver::new(seat.clone(), source.handle.creator);
+        source.driven_by = Some(DrivenBy::Loop(seat));
+        Ok((source, driver))
+    }
+
+    /// A source that nobody drives yet, and what goes round.
+    fn prepare(self, name: &str, drive: Drive) -> Result<(Service, Source), CreateError> {
         let ring_bytes = self.ring_bytes;
         let in_range = (MIN_RING_BYTES..=layout::MAX_RING_BYTES).contains(&ring_bytes);
         if !in_range || !ring_bytes.is_power_of_two() {
@@ -124,10 +159,9 @@ impl SourceOptions {
         let shared = Arc::new(Shared::new(core, resend, ring_bytes, wake));
         let allowed = AllowedUsers::new(&self.allowed_users);
         let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
-        let service = Service::new(shared.clone(), host, listener);
-        let timer_thread = process::spawn_signal_free("shmirror-timer", move || service.run())?;
+        let service = Service::new(shared.clone(), creator, host, listener, drive);
         let handle = Handle { shared, creator, ring_bytes };
-        Ok(Source { handle, socket, timer_thread: Some(timer_thread) })
+        Ok((service, Source { handle, socket, driven_by: None }))
     }
 }
 
@@ -170,7 +204,10 @@ pub enum CreateError {
     /// The name is taken, or the socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No thread, no memory or no descriptors.
+    /// The timer thread cannot be started as it should be.
     #[error("the source's timer thread cannot be set up: {0}")]
+    Thread(#[from] ThreadError),
+    /// No memory or no descriptors.
+    #[error("the source cannot be set up: {0}")]
     Io(#[from] io::Error),
 }

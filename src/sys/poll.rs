@@ -27,7 +27,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,11 @@ impl PollSet {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The descriptors of the next wait, by number, and the bits of what is waited for.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = (RawFd, libc::c_short)> {
+        self.fds.iter().map(|fd| (fd.fd, fd.events))
     }
 
     /// What the last wait found about the descriptor with this index.

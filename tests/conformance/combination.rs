@@ -29,6 +29,8 @@ pub(crate) enum Waiting {
 pub(crate) enum Driver {
     /// The source has its timer thread, the destination blocks in `recv`.
     Threaded,
+    /// A loop calls `dispatch` when their descriptors are readable.
+    EventLoop,
 }
 
 impl Combination {

@@ -8,6 +8,7 @@ mod app;
 mod combination;
 #[path = "../common/mod.rs"]
 mod common;
+mod event_loop;
 #[path = "../common/process.rs"]
 mod process;
 mod scenarios;
@@ -76,5 +77,7 @@ macro_rules! tests {
 
 conformance! {
     memfd_doorbell_threaded: Memfd, Doorbell, Threaded;
+    memfd_doorbell_event_loop: Memfd, Doorbell, EventLoop;
     memfd_spin_threaded: Memfd, Spin, Threaded;
+    memfd_spin_event_loop: Memfd, Spin, EventLoop;
 }

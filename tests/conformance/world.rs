@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::app::App;
 use crate::combination::{Combination, Driver};
 use crate::common::{self, no_resend};
-use crate::threaded;
+use crate::{event_loop, threaded};
 
 /// A source, however it is driven.
 pub(crate) trait DrivenSource {
@@ -85,6 +85,7 @@ impl World {
         let options = self.combination.source_options(with(options));
         self.source = Some(match self.combination.driver {
             Driver::Threaded => Box::new(threaded::source(options)),
+            Driver::EventLoop => Box::new(event_loop::source(options)),
         });
     }
 
@@ -117,6 +118,7 @@ impl World {
         let options = self.combination.destination_options(options);
         let side: Box<dyn DrivenDestination> = match self.combination.driver {
             Driver::Threaded => Box::new(threaded::destination(options)),
+            Driver::EventLoop => Box::new(event_loop::destination(options)),
         };
         self.readers.push(Reader { side, app: App::new(), stopped: false });
         self.readers.len() - 1
