@@ -1,6 +1,7 @@
 //! The public face of a destination.
 
 mod options;
+mod polled;
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,11 +25,14 @@ use crate::sys::process;
 use crate::sys::socket::Socket;
 use crate::wire::{Hello, Offer};
 
+use polled::Polled;
+
 pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
 ///
-/// A destination has no thread: it works within the calls of `recv` and its kin. It attaches by itself, as soon as there is
+/// A destination has no thread: it works within the calls of `recv` and its kin, or of [`dispatch`](Destination::dispatch), if
+/// an event loop watches its descriptor ([`AsFd`]). It attaches by itself, as soon as there is
 /// a source of that name, and again after a loss; each time it gets the full state and then, per table, an
 /// [`Event::Synced`]. It remembers the opcodes (not the values) that it has handed over, so that it can tell what is gone.
 ///
@@ -74,6 +78,8 @@ pub struct Destination {
     broken: Option<LinkError>,
     /// When to try again to give up what is not wanted any more.
     unwanted_retry: Option<Instant>,
+    /// For an event loop.
+    polled: Polled,
     #[cfg(feature = "named-region")]
     region: Region,
     /// From the first segment on. The last field, as no segment outlives it.
@@ -150,6 +156,7 @@ impl Destination {
             last_failure: None,
             broken: None,
             unwanted_retry: None,
+            polled: Polled::new()?,
             #[cfg(feature = "named-region")]
             region: options.region,
             #[cfg(feature = "named-region")]
@@ -195,7 +202,9 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
-        self.dispatch(&mut handler)
+        let received = self.step(RECORDS_PER_CALL, &mut handler);
+        self.polled.alarm();
+        received
     }
 
     /// Acknowledges a change whose ack was put off ([`Event::defer_ack`]), on whatever link stands now; without one, its
@@ -220,6 +229,7 @@ impl Destination {
             && let Err(error) = link.send_acks(&mut self.core)
         {
             self.broken = Some(error);
+            self.polled.alarm();
         }
         Ok(owed)
     }
@@ -232,6 +242,7 @@ impl Destination {
             self.last_failure = Some(format!("item {}, change {}: refused", token.opcode(), token.seq()));
             if self.core.is_unnamed(&token) {
                 self.unwanted_retry.get_or_insert_with(Instant::now);
+                self.polled.alarm();
             }
         }
         owed
@@ -248,8 +259,9 @@ impl Destination {
         self.core.set_subscription(subscription);
         self.core.detach();
         self.broken = None;
-        self.attachment = Attachment::Detached(None);
+        self.enter(Attachment::Detached(None));
         self.retry = Retry::now();
+        self.polled.alarm();
         Ok(())
     }
 
@@ -293,26 +305,37 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
-        loop {
-            let received = self.dispatch(&mut handler)?;
-            if received > 0 {
-                return Ok(received);
+        let received = loop {
+            match self.step(RECORDS_PER_CALL, &mut handler) {
+                Ok(0) => {}
+                outcome => break outcome,
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(0);
+                break Ok(0);
             }
             if let Err(error) = self.wait(deadline) {
-                return Err(self.lose_link(error, &mut handler));
+                break Err(self.lose_link(error, &mut handler));
             }
-        }
+        };
+        self.polled.alarm();
+        received
     }
 
     fn check_process(&self) -> Result<(), RecvError> {
         if self.creator.is_here() { Ok(()) } else { Err(RecvError::Forked) }
     }
 
-    /// Does what can be done without waiting.
-    fn dispatch(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) -> Result<usize, RecvError> {
+    fn enter(&mut self, attachment: Attachment) {
+        self.attachment = attachment;
+        self.polled.handle_opened();
+    }
+
+    /// Does what can be done without waiting, with at most so many records.
+    fn step(
+        &mut self,
+        most: usize,
+        handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
         if let Some(error) = self.broken.take() {
             return Err(self.lose_link(error, handler));
         }
@@ -324,8 +347,8 @@ impl Destination {
                     self.core.sweep_unwanted(&mut guarded);
                     self.unwanted_retry = self.core.has_unwanted().then(|| Instant::now() + RETRY_MOST);
                 }
-                match link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
-                    Ok(0) => self.check_source(handler),
+                match link.receive(&mut self.core, most, &mut guarded) {
+                    Ok(0) => self.check_source(most, handler),
                     Ok(received) => Ok(received),
                     Err(error) => Err(self.lose_link(error, handler)),
                 }
@@ -348,6 +371,7 @@ impl Destination {
     /// With an empty ring: notices the source's death.
     fn check_source(
         &mut self,
+        most: usize,
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         let Attachment::Attached(link) = &mut self.attachment else { return Ok(0) };
@@ -362,7 +386,7 @@ impl Destination {
                 link.handle_source_gone();
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
-                if let Ok(received @ 1..) = link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
+                if let Ok(received @ 1..) = link.receive(&mut self.core, most, &mut guarded) {
                     self.source_seen = None;
                     return Ok(received);
                 }
@@ -385,7 +409,10 @@ impl Destination {
         // between is not missed.
         if matches!(connected, Err(ConnectError::NoSource { .. })) && watch.is_none() {
             match SourceWatch::new(&self.place) {
-                Ok(new) => *watch = Some(new),
+                Ok(new) => {
+                    *watch = Some(new);
+                    self.polled.handle_opened();
+                }
                 Err(WatchError::RuntimeDir(error)) => {
                     self.retry.later();
                     return Err(error.into());
@@ -399,7 +426,7 @@ impl Destination {
         match connected {
             Ok(socket) => match self.start_greeting(socket) {
                 Ok(greeting) => {
-                    self.attachment = Attachment::Greeting(Box::new(greeting));
+                    self.enter(Attachment::Greeting(Box::new(greeting)));
                     Ok(())
                 }
                 // It died between our connecting and our first word.
@@ -462,7 +489,11 @@ impl Destination {
         else {
             unreachable!("called while greeting");
         };
-        match greeting.finish() {
+        let finished = greeting.finish();
+        if !matches!(finished, Ok(Err(_))) {
+            self.polled.handle_opened();
+        }
+        match finished {
             Ok(Err(greeting)) => {
                 self.attachment = Attachment::Greeting(Box::new(greeting));
                 Ok(0)
@@ -502,7 +533,7 @@ impl Destination {
 
     /// The link is gone: the next calls look for the source at once, unless this one broke as soon as it stood.
     fn detach(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) {
-        self.attachment = Attachment::Detached(None);
+        self.enter(Attachment::Detached(None));
         if self.attached_at.elapsed() < SHORT_LIVED {
             self.retry.later();
         } else {
@@ -595,6 +626,9 @@ pub enum RecvError {
     /// The link broke.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// What an event loop is to be woken for cannot be watched; it is woken every 20 ms instead.
+    #[error("the destination's descriptors cannot be watched for an event loop: {0}")]
+    Watch(std::io::Error),
     /// The handle was made before a fork and is used in the child.
     #[error("this handle belongs to the parent process; a forked child must make its own")]
     Forked,

@@ -57,6 +57,7 @@
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
 
 mod destination;
+mod dispatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -77,6 +78,7 @@ mod sys;
 mod wire;
 
 pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
+pub use dispatch::{Dispatched, Next};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
 #[cfg(feature = "named-region")]
@@ -96,7 +98,8 @@ pub use ring::RingError;
 pub use seq::SyncSeq;
 pub use snapshot::{Snapshot, SnapshotFn, SnapshotResult};
 pub use source::{
-    CreateError, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
+    CreateError, DriveError, Flush, FlushError, Flushed, Sent, SetError, Source, SourceDriver, SourceOptions,
+    Table, TableError,
 };
 pub use stats::{DestinationId, DestinationState, EntryHolds, EntryState, SourceStats};
 pub use subscription::{Subscription, SubscriptionError};
@@ -105,4 +108,5 @@ pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreate
 #[cfg(feature = "named-region")]
 pub use sys::segment::SegmentError;
 pub use sys::socket::ReceiveError;
+pub use sys::thread::{Schedule, ThreadError, ThreadOptions};
 pub use wire::WireError;

@@ -68,14 +68,20 @@ impl Peer<PollSet> for LinuxPeer {
     }
 
     fn watch(&self, waits: &mut PollSet) -> usize {
-        // the second place is for what is said on a socket that is no bell
-        let (bell, words) = match &self.doorbells {
-            Doorbells::Passed { bell, .. } => (bell.as_fd(), Interest::Read),
+        let at = match &self.doorbells {
+            Doorbells::Passed { bell, .. } => {
+                let at = waits.watch(bell.as_fd(), Interest::Read);
+                waits.watch(self.socket.as_fd(), Interest::Read);
+                at
+            }
+            // what is said on a socket that is a bell is a ring: so it is watched as the bell, and not again
             #[cfg(feature = "named-region")]
-            _ => (self.socket.as_fd(), Interest::HangUp),
+            _ => {
+                let at = waits.watch(self.socket.as_fd(), Interest::Read);
+                waits.watch_nothing();
+                at
+            }
         };
-        let at = waits.watch(bell, Interest::Read);
-        waits.watch(self.socket.as_fd(), words);
         waits.watch(self.pidfd.as_fd(), Interest::Read);
         at
     }

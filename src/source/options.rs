@@ -4,15 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Handle, Source};
+use super::{DrivenBy, Handle, Source, SourceDriver};
 #[cfg(feature = "named-region")]
 use crate::link::greeting::named::Region;
 use crate::link::greeting::{AllowedUsers, Host, Means};
+use crate::link::polled::Seat;
 use crate::link::rendezvous::bind::{BindError, SourceListener};
 #[cfg(feature = "named-region")]
 use crate::link::rendezvous::lease::Lease;
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
-use crate::link::service::Service;
+use crate::link::service::{Drive, Service};
 use crate::link::shared::Shared;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{SourceConfig, SourceCore};
@@ -20,6 +21,7 @@ use crate::region::layout;
 use crate::seq::SyncSeq;
 use crate::sys::fork::Creator;
 use crate::sys::process;
+use crate::sys::thread::{ThreadError, ThreadOptions, spawn_signal_free};
 use crate::sys::wake::Wake;
 
 /// How a [`Source`] is made. Every option has a default.
@@ -33,6 +35,7 @@ pub struct SourceOptions {
     allowed_users: Vec<u32>,
     first_sync_seq: SyncSeq,
     max_tombstones: usize,
+    timer_thread: ThreadOptions,
     #[cfg(feature = "named-region")]
     region: Region,
 }
@@ -47,6 +50,7 @@ impl Default for SourceOptions {
             allowed_users: Vec::new(),
             first_sync_seq: SyncSeq::from(1),
             max_tombstones: DEFAULT_MAX_TOMBSTONES,
+            timer_thread: ThreadOptions::default(),
             #[cfg(feature = "named-region")]
             region: Region::default(),
         }
@@ -111,11 +115,42 @@ impl SourceOptions {
         self
     }
 
+    /// How the timer thread is called and scheduled, and where it runs. Default: `shmirror-timer`, as the thread that
+    /// creates the source, with which it shares the policy, the nice value and the cpus. A publisher under a real-time policy
+    /// should not wait for a timer thread under another one, that was preempted while it held the lock.
+    pub fn timer_thread(mut self, options: ThreadOptions) -> Self {
+        self.timer_thread = options;
+        self
+    }
+
     /// Creates the source: its name is taken, its socket is there and its timer thread runs when this returns.
     ///
     /// # Errors
     /// See [`CreateError`].
     pub fn create(self, name: &str) -> Result<Source, CreateError> {
+        let thread = self.timer_thread.clone();
+        let (service, mut source) = self.prepare(name, Drive::OwnThread)?;
+        let timer_thread = spawn_signal_free("shmirror-timer", &thread, move || service.run())?;
+        source.driven_by = Some(DrivenBy::TimerThread(timer_thread));
+        Ok(source)
+    }
+
+    /// Creates the source without a thread: the application's event loop drives it. Nothing is taken in, sent again or noticed
+    /// but in [`SourceDriver::dispatch`] and in [`Source::flush`]; publishers still send by themselves.
+    /// [`timer_thread`](SourceOptions::timer_thread) is of no consequence then.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn create_polled(self, name: &str) -> Result<(Source, SourceDriver), CreateError> {
+        let (service, mut source) = self.prepare(name, Drive::Loop)?;
+        let seat = Arc::new(Seat::new(service)?);
+        let driver = SourceDriver::new(seat.clone(), source.handle.creator);
+        source.driven_by = Some(DrivenBy::Loop(seat));
+        Ok((source, driver))
+    }
+
+    /// A source that nobody drives yet, and what goes round.
+    fn prepare(self, name: &str, drive: Drive) -> Result<(Service, Source), CreateError> {
         let ring_bytes = self.ring_bytes;
         let in_range = (MIN_RING_BYTES..=layout::MAX_RING_BYTES).contains(&ring_bytes);
         if !in_range || !ring_bytes.is_power_of_two() {
@@ -145,10 +180,9 @@ impl SourceOptions {
         });
         let shared = Arc::new(Shared::new(core, resend, ring_bytes, wake));
         let host = Host { epoch, ring_bytes, allowed, means };
-        let service = Service::new(shared.clone(), host, listener);
-        let timer_thread = process::spawn_signal_free("shmirror-timer", move || service.run())?;
+        let service = Service::new(shared.clone(), creator, host, listener, drive);
         let handle = Handle { shared, creator, ring_bytes };
-        Ok(Source { handle, socket, timer_thread: Some(timer_thread) })
+        Ok((service, Source { handle, socket, driven_by: None }))
     }
 
     /// How regions reach destinations, and whose those may be. The name is taken.
@@ -211,7 +245,10 @@ pub enum CreateError {
     /// The name is taken, or the socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No thread, no memory or no descriptors.
+    /// The timer thread cannot be started as it should be.
     #[error("the source's timer thread cannot be set up: {0}")]
+    Thread(#[from] ThreadError),
+    /// No memory or no descriptors.
+    #[error("the source cannot be set up: {0}")]
     Io(#[from] io::Error),
 }

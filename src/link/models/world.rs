@@ -156,7 +156,7 @@ impl World {
     pub(super) fn timer(&self) -> TimerThread {
         TimerThread {
             world: self.clone(),
-            timer: Timer::new(self.shared.clone()),
+            timer: Timer::new(self.shared.clone(), true),
             waits: self.kernel.waits(),
         }
     }

@@ -1,0 +1,52 @@
+//! What the scenarios are run with.
+
+use shmirror::{DestinationOptions, SourceOptions, Wait};
+
+/// One way to make and to drive a link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Combination {
+    pub(crate) name: &'static str,
+    pub(crate) region: Region,
+    pub(crate) waiting: Waiting,
+    pub(crate) driver: Driver,
+}
+
+/// What the rings lie in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Region {
+    Memfd,
+}
+
+/// How a destination waits for its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    Doorbell,
+    Spin,
+}
+
+/// Whose thread does the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// The source has its timer thread, the destination blocks in `recv`.
+    Threaded,
+    /// A loop calls `dispatch` when their descriptors are readable.
+    EventLoop,
+}
+
+impl Combination {
+    pub(crate) fn source_options(self, options: SourceOptions) -> SourceOptions {
+        match self.region {
+            Region::Memfd => options,
+        }
+    }
+
+    pub(crate) fn destination_options(self, options: DestinationOptions) -> DestinationOptions {
+        let options = match self.region {
+            Region::Memfd => options,
+        };
+        options.wait(match self.waiting {
+            Waiting::Doorbell => Wait::Block,
+            Waiting::Spin => Wait::Spin,
+        })
+    }
+}
