@@ -15,6 +15,8 @@ pub(crate) struct Combination {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Region {
     Memfd,
+    #[cfg(feature = "named-region")]
+    Named,
 }
 
 /// How a destination waits for its source.
@@ -22,6 +24,8 @@ pub(crate) enum Region {
 pub(crate) enum Waiting {
     Doorbell,
     Spin,
+    #[cfg(feature = "wait-raw-sync")]
+    RawSync,
 }
 
 /// Whose thread does the work.
@@ -37,16 +41,22 @@ impl Combination {
     pub(crate) fn source_options(self, options: SourceOptions) -> SourceOptions {
         match self.region {
             Region::Memfd => options,
+            #[cfg(feature = "named-region")]
+            Region::Named => options.region(shmirror::Region::Named),
         }
     }
 
     pub(crate) fn destination_options(self, options: DestinationOptions) -> DestinationOptions {
         let options = match self.region {
             Region::Memfd => options,
+            #[cfg(feature = "named-region")]
+            Region::Named => options.region(shmirror::Region::Named),
         };
         options.wait(match self.waiting {
             Waiting::Doorbell => Wait::Block,
             Waiting::Spin => Wait::Spin,
+            #[cfg(feature = "wait-raw-sync")]
+            Waiting::RawSync => Wait::RawSync,
         })
     }
 }

@@ -29,9 +29,9 @@ fn child() {
 }
 
 macro_rules! conformance {
-    ($($name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
+    ($($(#[$if:meta])? $name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
         /// All combinations, by name.
-        const COMBINATIONS: &[(&str, Combination)] = &[$((
+        const COMBINATIONS: &[(&str, Combination)] = &[$($(#[$if])? (
             stringify!($name),
             Combination {
                 name: stringify!($name),
@@ -40,7 +40,7 @@ macro_rules! conformance {
                 driver: Driver::$driver,
             },
         )),*];
-        $(mod $name {
+        $($(#[$if])? mod $name {
             tests! { stringify!($name);
                 state::destination_that_comes_late_gets_everything_and_then_the_end_marker,
                 state::sets_and_removes_arrive_and_a_remove_that_was_overtaken_shows,
@@ -80,4 +80,16 @@ conformance! {
     memfd_doorbell_event_loop: Memfd, Doorbell, EventLoop;
     memfd_spin_threaded: Memfd, Spin, Threaded;
     memfd_spin_event_loop: Memfd, Spin, EventLoop;
+    #[cfg(feature = "named-region")]
+    named_doorbell_threaded: Named, Doorbell, Threaded;
+    #[cfg(feature = "named-region")]
+    named_doorbell_event_loop: Named, Doorbell, EventLoop;
+    #[cfg(feature = "named-region")]
+    named_spin_threaded: Named, Spin, Threaded;
+    #[cfg(feature = "named-region")]
+    named_spin_event_loop: Named, Spin, EventLoop;
+    #[cfg(feature = "wait-raw-sync")]
+    named_raw_sync_threaded: Named, RawSync, Threaded;
+    #[cfg(feature = "wait-raw-sync")]
+    named_raw_sync_event_loop: Named, RawSync, EventLoop;
 }

@@ -7,6 +7,8 @@ use shmirror::Flushed;
 
 use crate::app::Told;
 use crate::combination::Combination;
+#[cfg(feature = "wait-raw-sync")]
+use crate::combination::{Driver, Waiting};
 use crate::common::PATIENCE;
 use crate::process::{Process, say};
 use crate::world::World;
@@ -14,6 +16,11 @@ use crate::world::World;
 const ITEMS: u32 = 500;
 
 pub(crate) fn killed_destination_is_forgotten_and_others_go_on(combination: Combination) {
+    #[cfg(feature = "wait-raw-sync")]
+    if (combination.waiting, combination.driver) == (Waiting::RawSync, Driver::Threaded) {
+        // Stopped while it holds the event's mutex, it would stop the publisher: docs/operations.md says so.
+        return;
+    }
     let mut world = World::new(combination);
     world.create_source();
     let table = world.table("t");
