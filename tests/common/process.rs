@@ -92,6 +92,11 @@ impl Process {
         said.pop().unwrap()
     }
 
+    /// Whatever it says next.
+    pub(crate) fn next_line(&mut self) -> String {
+        self.wait_for("a line", |_| true)
+    }
+
     /// What a replica says that it holds, when it is asked.
     pub(crate) fn report(&mut self) -> String {
         self.tell("report");
