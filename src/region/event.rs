@@ -7,7 +7,7 @@
 //!
 //! What it does not do, and nobody can do on top of it:
 //! - It is not safe against `kill -9`, or against a peer that is stopped: the mutex is not robust. A process that dies
-//!   while it holds it (some hundred nanoseconds around each wait and each ring) leaves it locked: then
+//!   while it holds it (for a moment around each wait and each ring) leaves it locked: then
 //!   [`PeerEvent::ring`], and [`OwnEvent::wait`] when it comes back from the condition variable, wait for ever. A
 //!   condition variable can also hang who signals it when one of two waiters was killed; here each event has one waiter
 //!   in its life.
