@@ -115,3 +115,49 @@ impl Peer<PollSet> for LinuxPeer {
         Ok(Self::heard(waits, at))
     }
 }
+
+#[cfg(all(test, feature = "named-region"))]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn peer(socket: Socket) -> LinuxPeer {
+        let pidfd = Pidfd::open(std::process::id().cast_signed()).unwrap();
+        LinuxPeer { socket, pidfd, doorbells: Doorbells::Socket }
+    }
+
+    #[test]
+    fn socket_that_is_a_bell_is_rung_until_cleared_and_tells_of_the_end() {
+        let (one, other) = Socket::pair().unwrap();
+        let (rings, waits) = (peer(one), peer(other));
+        let mut set = PollSet::new();
+        let mut heard = |wait| waits.hear(Some(Instant::now() + wait), &mut set).unwrap();
+        assert_eq!(heard(Duration::ZERO), Heard::default());
+        for _ in 0..100_000 {
+            rings.ring().unwrap();
+        }
+        let rung = Heard { rung: true, ..Heard::default() };
+        assert_eq!(heard(Duration::ZERO), rung);
+        waits.clear().unwrap();
+        assert_eq!(heard(Duration::ZERO), Heard::default(), "one clear takes all rings");
+        // what a peer says is a ring
+        rings.socket.send(b"something longer", &[]).unwrap();
+        assert_eq!(heard(Duration::ZERO), rung);
+        waits.clear().unwrap();
+        // an epoll takes each once
+        let mut set = PollSet::new();
+        waits.watch(&mut set);
+        let mut watched: Vec<_> = set.descriptors().map(|(fd, _)| fd).collect();
+        watched.sort_unstable();
+        watched.dedup();
+        assert_eq!((watched.len(), set.descriptors().count()), (2, 2), "the socket and the pidfd");
+        drop(rings);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !waits.hear(Some(Instant::now()), &mut set).unwrap().gone {
+            assert!(Instant::now() < deadline, "no hang-up");
+        }
+        waits.clear().unwrap();
+        waits.ring().unwrap();
+    }
+}
