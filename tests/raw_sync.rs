@@ -71,8 +71,10 @@ fn known_failure_next_waiter_after_one_that_was_killed_holds_up_who_rings_for_ev
 
 #[cfg(target_env = "gnu")]
 fn glibc_version() -> Option<(u32, u32)> {
-    // SAFETY: answers a string that ends in NUL and is never freed.
-    let version = unsafe { std::ffi::CStr::from_ptr(libc::gnu_get_libc_version()) };
+    // SAFETY: only answers.
+    let version = unsafe { libc::gnu_get_libc_version() };
+    // SAFETY: a string of the C library that ends in NUL and is never freed.
+    let version = unsafe { std::ffi::CStr::from_ptr(version) };
     let (major, minor) = version.to_str().ok()?.split_once('.')?;
     Some((major.parse().ok()?, minor.split('.').next()?.parse().ok()?))
 }

@@ -215,12 +215,13 @@ impl Drop for Doorbell {
 fn clear(fd: i32, socket: bool) {
     loop {
         let mut bytes = [0u8; 8];
-        // SAFETY: room for eight bytes. A message of a socket is taken whole.
-        let taken = unsafe {
-            match socket {
-                true => libc::recv(fd, bytes.as_mut_ptr().cast(), 1, libc::MSG_DONTWAIT),
-                false => libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()),
-            }
+        let room: *mut libc::c_void = bytes.as_mut_ptr().cast();
+        let taken = if socket {
+            // SAFETY: room for more than the one byte of a message, which is taken whole.
+            unsafe { libc::recv(fd, room, 1, libc::MSG_DONTWAIT) }
+        } else {
+            // SAFETY: room for so many bytes.
+            unsafe { libc::read(fd, room, bytes.len()) }
         };
         if taken < 0 {
             let error = io::Error::last_os_error();
