@@ -1,7 +1,7 @@
 //! Regions that are segments with a name, for peers to which no descriptors can be passed.
 //!
 //! They have the layout of all regions, and the header is checked in the same way. What differs is what the kernel sees
-//! to: see [`segment`](crate::sys::segment). A peer's region is mapped writable by the crate that maps it, and made
+//! to: see [`segment`]. A peer's region is mapped writable by the crate that maps it, and made
 //! read-only at once, so that a mistake of ours cannot reach it; unless it holds the event at which its maker waits.
 
 use std::ffi::c_void;
