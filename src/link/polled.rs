@@ -49,7 +49,7 @@ impl Seat {
     }
 
     /// What the application watches.
-    pub(crate) fn fd(&self) -> &NotifierFd {
+    pub(crate) fn fd(&self) -> &Arc<NotifierFd> {
         &self.fd
     }
 

@@ -42,6 +42,12 @@ impl SourceDriver {
         SourceDriver { seat, creator }
     }
 
+    /// The descriptor, which may outlive the driver.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn notifier_fd(&self) -> Arc<crate::sys::notify::NotifierFd> {
+        self.seat.fd().clone()
+    }
+
     /// Does what is to be done, and does not wait for anything. It costs one look at all descriptors of the source, so
     /// do not call it more often than there is reason to. The application's snapshots and enumerators are asked here.
     ///

@@ -13,6 +13,8 @@ mod event_loop;
 mod process;
 mod scenarios;
 mod threaded;
+#[cfg(feature = "tokio")]
+mod tokio;
 mod world;
 
 use combination::{Combination, Driver, Region, Waiting};
@@ -29,9 +31,9 @@ fn child() {
 }
 
 macro_rules! conformance {
-    ($($name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
+    ($($(#[$feature:meta])? $name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
         /// All combinations, by name.
-        const COMBINATIONS: &[(&str, Combination)] = &[$((
+        const COMBINATIONS: &[(&str, Combination)] = &[$($(#[$feature])? (
             stringify!($name),
             Combination {
                 name: stringify!($name),
@@ -40,7 +42,7 @@ macro_rules! conformance {
                 driver: Driver::$driver,
             },
         )),*];
-        $(mod $name {
+        $($(#[$feature])? mod $name {
             tests! { stringify!($name);
                 state::destination_that_comes_late_gets_everything_and_then_the_end_marker,
                 state::sets_and_removes_arrive_and_a_remove_that_was_overtaken_shows,
@@ -80,4 +82,8 @@ conformance! {
     memfd_doorbell_event_loop: Memfd, Doorbell, EventLoop;
     memfd_spin_threaded: Memfd, Spin, Threaded;
     memfd_spin_event_loop: Memfd, Spin, EventLoop;
+    #[cfg(feature = "tokio")]
+    memfd_doorbell_tokio: Memfd, Doorbell, Tokio;
+    #[cfg(feature = "tokio")]
+    memfd_spin_tokio: Memfd, Spin, Tokio;
 }
