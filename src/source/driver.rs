@@ -88,3 +88,59 @@ pub enum DriveError {
     #[error("{FORKED}")]
     Forked,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sys::test_process::{alone, forked};
+    use crate::{FlushError, Flushed, RecvError, Source};
+
+    #[test]
+    fn driver_in_a_forked_child_touches_nothing_of_its_parents() {
+        alone("source::driver::tests::driver_in_a_forked_child_touches_nothing_of_its_parents", || {
+            let dir = tempfile::tempdir().unwrap();
+            let options = Source::options().runtime_dir(dir.path());
+            let (source, driver) = options.create_polled("s").unwrap();
+            let (mut source, mut driver) = (Some(source), Some(driver));
+            let table = source.as_ref().unwrap().table("t").unwrap();
+            table.ready();
+            let mut replica = crate::Replica::options().runtime_dir(dir.path()).connect("s").unwrap();
+            let mut flush = source.as_ref().unwrap().start_flush().unwrap();
+            let go_on = |replica: &mut crate::Replica, driver: &mut Option<SourceDriver>| {
+                let _ = driver.as_mut().unwrap().dispatch().unwrap();
+                replica.dispatch().unwrap();
+            };
+            while !replica.is_synced() {
+                go_on(&mut replica, &mut driver);
+            }
+            table.set(1u8, b"x").unwrap();
+            let mut waits = Some(source.as_ref().unwrap().start_flush().unwrap());
+            let outcome = forked(|| {
+                // A wait for one of the parent's locks would be for ever.
+                nix::unistd::alarm::set(10);
+                let refused = driver.as_mut().unwrap().dispatch() == Err(DriveError::Forked)
+                    && matches!(replica.dispatch(), Err(RecvError::Forked))
+                    && flush.try_finish() == Err(FlushError::Forked)
+                    && waits.as_mut().unwrap().try_finish() == Err(FlushError::Forked)
+                    && source.as_ref().unwrap().flush(Duration::ZERO) == Err(FlushError::Forked);
+                drop((waits.take(), source.take(), driver.take()));
+                refused
+            });
+            assert_eq!(outcome, Ok(()));
+            let mut waits = waits.unwrap();
+            let flushed = loop {
+                go_on(&mut replica, &mut driver);
+                if let Some(flushed) = waits.try_finish().unwrap() {
+                    break flushed;
+                }
+            };
+            assert_eq!(flushed, Flushed::Acked(1));
+            assert_eq!(flush.try_finish(), Ok(Some(Flushed::NoDestination)));
+            assert_eq!(replica.table("t").len(), 1);
+            drop(driver);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the name is given back");
+        });
+    }
+}
