@@ -27,7 +27,7 @@ use crate::sys::fork::Creator;
 /// // Given to the application's loop: epoll, poll, libuv, FRR's event_add_read, …
 /// let watched = driver.as_fd().as_raw_fd();
 /// // And whenever it is readable:
-/// let _ = driver.dispatch()?;
+/// driver.dispatch()?;
 /// # let _ = watched;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -109,7 +109,7 @@ mod tests {
             let mut replica = crate::Replica::options().runtime_dir(dir.path()).connect("s").unwrap();
             let mut flush = source.as_ref().unwrap().start_flush().unwrap();
             let go_on = |replica: &mut crate::Replica, driver: &mut Option<SourceDriver>| {
-                let _ = driver.as_mut().unwrap().dispatch().unwrap();
+                driver.as_mut().unwrap().dispatch().unwrap();
                 replica.dispatch().unwrap();
             };
             while !replica.is_synced() {

@@ -62,7 +62,7 @@ impl Pair {
 }
 
 pub(crate) fn go_round(driver: &mut SourceDriver) {
-    let _ = driver.dispatch().unwrap();
+    driver.dispatch().unwrap();
 }
 
 pub(crate) fn update(replica: &mut Replica) {
