@@ -8,7 +8,6 @@ use std::time::Instant;
 /// The descriptor is readable at these times, too: a loop that does nothing but watch it needs none of this. A loop that has
 /// a busy round anyway, or keeps timers of its own, saves a look at the descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "but a loop that watches the descriptor may drop it: `let _ = …`"]
 pub enum Next {
     /// There is more to do already.
     Now,

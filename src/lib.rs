@@ -38,6 +38,9 @@
 //! - [`Snapshot`]: data that stays in the application and is read when it is sent. [`Retention`]: how much a source keeps.
 //! - [`Destination`]: events with acknowledgement, for a process with tables of its own; acknowledgement can come later
 //!   ([`Event::defer_ack`]). [`Replica`]: the map, kept for you. [`Subscription`]: a part of it.
+//! - Event loops: each destination and replica has a descriptor to watch and a `dispatch` that does not wait
+//!   ([`Destination::dispatch`]); so has a source without a thread ([`SourceOptions::create_polled`], [`SourceDriver`]).
+//!   With the feature `tokio`, module `tokio`: a destination as a stream, a source driven by a task.
 //! - [`Opcode`]: how items are identified. [`SourceStats`], [`DestinationStats`]: what happens, in numbers.
 //!
 //! # What it promises
@@ -75,6 +78,8 @@ mod source;
 mod stats;
 mod subscription;
 mod sys;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 mod wire;
 
 pub use destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};

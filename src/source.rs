@@ -139,7 +139,7 @@ impl Source {
     fn flush_some(&self, only: Option<DestinationId>, timeout: Duration) -> Result<Flushed, FlushError> {
         let shared = self.handle.shared().map_err(|_| FlushError::Forked)?;
         match &self.driven_by {
-            Some(DrivenBy::Loop(seat)) => seat.flush(shared, only, timeout),
+            Some(DrivenBy::Loop(seat)) => seat.flush(only, timeout),
             Some(DrivenBy::TimerThread(_)) | None => shared.flush(only, timeout),
         }
     }

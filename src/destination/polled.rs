@@ -22,17 +22,20 @@ pub(super) struct Polled {
     in_use: bool,
     /// The source was told that this side sleeps.
     asleep: bool,
+    /// The source has died, and may have left something in the ring.
+    source_gone: bool,
     /// How often a descriptor was opened or closed.
     opened: u64,
 }
 
 impl Polled {
     pub(super) fn new() -> io::Result<Polled> {
-        Ok(Polled { notifier: Notifier::new()?, in_use: false, asleep: false, opened: 0 })
+        Ok(Polled { notifier: Notifier::new()?, in_use: false, asleep: false, source_gone: false, opened: 0 })
     }
 
     pub(super) fn handle_opened(&mut self) {
         self.opened += 1;
+        self.source_gone = false;
     }
 
     /// There is something to be done, or was done by other means than the event loop's: it has to look.
@@ -113,18 +116,18 @@ impl Destination {
         if let Attachment::Attached(link) = &mut self.attachment
             && was_asleep
         {
-            let gone = link.wake_up(&mut self.set)? == Woken::SourceGone;
-            self.source_seen = (!gone).then(Instant::now);
+            self.polled.source_gone = link.wake_up(&mut self.set)? == Woken::SourceGone;
+            self.source_seen = (!self.polled.source_gone).then(Instant::now);
         }
         Ok(())
     }
 
     /// Tells the source that this side sleeps, unless there is more to do; answers until when.
     fn fall_asleep(&mut self) -> Option<Instant> {
+        // A link that is not to be slept on.
+        let is_busy = self.wait == Wait::Spin || self.broken.is_some() || self.polled.source_gone;
         match &mut self.attachment {
-            Attachment::Attached(_) if self.wait == Wait::Spin || self.broken.is_some() => {
-                Some(Instant::now())
-            }
+            Attachment::Attached(_) if is_busy => Some(Instant::now()),
             #[cfg(feature = "wait-raw-sync")]
             Attachment::Attached(_) if self.wait == Wait::RawSync => Some(Instant::now() + LOOK_AGAIN),
             Attachment::Attached(link) => match link.fall_asleep(&self.core) {
@@ -163,6 +166,14 @@ impl Destination {
         }
         self.polled.notifier.mirror(&self.set, self.polled.opened, deadline)?;
         Ok(next)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl Destination {
+    /// The descriptor, which may outlive the destination.
+    pub(crate) fn notifier_fd(&self) -> std::sync::Arc<crate::sys::notify::NotifierFd> {
+        self.polled.notifier.fd().clone()
     }
 }
 

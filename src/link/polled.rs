@@ -9,7 +9,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::flush::Begun;
@@ -26,6 +27,9 @@ use crate::sys::poll::{Interest, PollSet, deadline_after};
 #[derive(Debug)]
 pub(crate) struct Seat {
     wheel: Mutex<Wheel>,
+    /// Who is about a round.
+    holder: Mutex<Option<ThreadId>>,
+    shared: Arc<Shared>,
     fd: Arc<NotifierFd>,
 }
 
@@ -42,26 +46,30 @@ const FLUSH_LOOK: Duration = Duration::from_millis(5);
 impl Seat {
     /// # Errors
     /// No file descriptors left.
-    pub(crate) fn new(service: Service) -> io::Result<Seat> {
+    pub(crate) fn new(shared: Arc<Shared>, service: Service) -> io::Result<Seat> {
         let notifier = Notifier::new()?;
         let fd = notifier.fd().clone();
-        Ok(Seat { wheel: Mutex::new(Wheel { service: Some(service), notifier }), fd })
+        let wheel = Mutex::new(Wheel { service: Some(service), notifier });
+        Ok(Seat { wheel, holder: Mutex::new(None), shared, fd })
     }
 
     /// What the application watches.
-    pub(crate) fn fd(&self) -> &NotifierFd {
+    pub(crate) fn fd(&self) -> &Arc<NotifierFd> {
         &self.fd
     }
 
     /// One round; answers when the next is due, or `None` if the source is closed.
     pub(crate) fn round(&self) -> Option<Next> {
-        // A panic has closed the source, and what it has left is sound.
-        self.wheel.lock().unwrap_or_else(PoisonError::into_inner).round()
+        self.go_round(self.wheel())
     }
 
-    /// Closes the source, as the end of a timer thread does.
+    /// Closes the source, as the end of a timer thread does. From within a round (in a snapshot of the application's) it is
+    /// closed at the end of that round.
     pub(crate) fn close(&self) {
-        let mut wheel = self.wheel.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.holder() == Some(thread::current().id()) {
+            return self.shared.close();
+        }
+        let mut wheel = self.wheel();
         if let Some(service) = wheel.service.take() {
             drop(service);
             // So that the loop hears of it. A descriptor that stays silent does no harm.
@@ -72,11 +80,12 @@ impl Seat {
     /// As [`Shared::flush`], and goes round meanwhile, if nobody else does.
     pub(crate) fn flush(
         &self,
-        shared: &Shared,
         only: Option<DestinationId>,
         timeout: Duration,
     ) -> Result<Flushed, FlushError> {
-        let deadline = deadline_after(timeout);
+        let (shared, deadline) = (&self.shared, deadline_after(timeout));
+        // A destination that is at the door counts.
+        self.try_round();
         let ticket = match shared.begin_flush(only)? {
             Begun::Ended(flushed) => return Ok(flushed),
             Begun::Waits(ticket) => ticket,
@@ -92,7 +101,7 @@ impl Seat {
                 waits.watch(self.fd.as_fd(), Interest::Read);
             }
             if Waits::wait(&mut waits, Some(look_again)).is_err() {
-                std::thread::sleep(FLUSH_LOOK);
+                thread::sleep(FLUSH_LOOK);
             }
         };
         shared.cancel_flush(&ticket);
@@ -102,11 +111,27 @@ impl Seat {
     /// One round, unless somebody is about one: the loop on another thread, or this thread in a snapshot of the application's.
     fn try_round(&self) -> bool {
         match self.wheel.try_lock() {
-            Ok(mut wheel) => drop(wheel.round()),
-            Err(TryLockError::Poisoned(wheel)) => drop(wheel.into_inner().round()),
+            Ok(wheel) => _ = self.go_round(wheel),
+            Err(TryLockError::Poisoned(wheel)) => _ = self.go_round(wheel.into_inner()),
             Err(TryLockError::WouldBlock) => return false,
         }
         true
+    }
+
+    fn go_round(&self, mut wheel: MutexGuard<'_, Wheel>) -> Option<Next> {
+        *self.holder() = Some(thread::current().id());
+        let next = wheel.round();
+        *self.holder() = None;
+        next
+    }
+
+    fn wheel(&self) -> MutexGuard<'_, Wheel> {
+        // A panic has closed the source, and what it has left is sound.
+        self.wheel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holder(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

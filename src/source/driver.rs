@@ -27,7 +27,7 @@ use crate::sys::fork::Creator;
 /// // Given to the application's loop: epoll, poll, libuv, FRR's event_add_read, …
 /// let watched = driver.as_fd().as_raw_fd();
 /// // And whenever it is readable:
-/// let _ = driver.dispatch()?;
+/// driver.dispatch()?;
 /// # let _ = watched;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -40,6 +40,12 @@ pub struct SourceDriver {
 impl SourceDriver {
     pub(super) fn new(seat: Arc<Seat>, creator: Creator) -> SourceDriver {
         SourceDriver { seat, creator }
+    }
+
+    /// The descriptor, which may outlive the driver.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn notifier_fd(&self) -> Arc<crate::sys::notify::NotifierFd> {
+        self.seat.fd().clone()
     }
 
     /// Does what is to be done, and does not wait for anything. It costs one look at all descriptors of the source, so
@@ -81,4 +87,60 @@ pub enum DriveError {
     /// See [`SetError::Forked`](crate::SetError::Forked).
     #[error("{FORKED}")]
     Forked,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::sys::test_process::{alone, forked};
+    use crate::{FlushError, Flushed, RecvError, Source};
+
+    #[test]
+    fn driver_in_a_forked_child_touches_nothing_of_its_parents() {
+        alone("source::driver::tests::driver_in_a_forked_child_touches_nothing_of_its_parents", || {
+            let dir = tempfile::tempdir().unwrap();
+            let options = Source::options().runtime_dir(dir.path());
+            let (source, driver) = options.create_polled("s").unwrap();
+            let (mut source, mut driver) = (Some(source), Some(driver));
+            let table = source.as_ref().unwrap().table("t").unwrap();
+            table.ready();
+            let mut replica = crate::Replica::options().runtime_dir(dir.path()).connect("s").unwrap();
+            let mut flush = source.as_ref().unwrap().start_flush().unwrap();
+            let go_on = |replica: &mut crate::Replica, driver: &mut Option<SourceDriver>| {
+                driver.as_mut().unwrap().dispatch().unwrap();
+                replica.dispatch().unwrap();
+            };
+            while !replica.is_synced() {
+                go_on(&mut replica, &mut driver);
+            }
+            table.set(1u8, b"x").unwrap();
+            let mut waits = Some(source.as_ref().unwrap().start_flush().unwrap());
+            let outcome = forked(|| {
+                // A wait for one of the parent's locks would be for ever.
+                nix::unistd::alarm::set(10);
+                let refused = driver.as_mut().unwrap().dispatch() == Err(DriveError::Forked)
+                    && matches!(replica.dispatch(), Err(RecvError::Forked))
+                    && flush.try_finish() == Err(FlushError::Forked)
+                    && waits.as_mut().unwrap().try_finish() == Err(FlushError::Forked)
+                    && source.as_ref().unwrap().flush(Duration::ZERO) == Err(FlushError::Forked);
+                drop((waits.take(), source.take(), driver.take()));
+                refused
+            });
+            assert_eq!(outcome, Ok(()));
+            let mut waits = waits.unwrap();
+            let flushed = loop {
+                go_on(&mut replica, &mut driver);
+                if let Some(flushed) = waits.try_finish().unwrap() {
+                    break flushed;
+                }
+            };
+            assert_eq!(flushed, Flushed::Acked(1));
+            assert_eq!(flush.try_finish(), Ok(Some(Flushed::NoDestination)));
+            assert_eq!(replica.table("t").len(), 1);
+            drop(driver);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the name is given back");
+        });
+    }
 }

@@ -143,7 +143,7 @@ impl SourceOptions {
     /// See [`CreateError`].
     pub fn create_polled(self, name: &str) -> Result<(Source, SourceDriver), CreateError> {
         let (service, mut source) = self.prepare(name, Drive::Loop)?;
-        let seat = Arc::new(Seat::new(service)?);
+        let seat = Arc::new(Seat::new(source.handle.shared.clone(), service)?);
         let driver = SourceDriver::new(seat.clone(), source.handle.creator);
         source.driven_by = Some(DrivenBy::Loop(seat));
         Ok((source, driver))

@@ -35,6 +35,9 @@ pub(crate) enum Driver {
     Threaded,
     /// A loop calls `dispatch` when their descriptors are readable.
     EventLoop,
+    /// A task drives the source, a stream gives the events.
+    #[cfg(feature = "tokio")]
+    Tokio,
 }
 
 impl Combination {

@@ -56,7 +56,7 @@ impl DrivenSource for LoopedSource {
 
     fn turn(&mut self) {
         if is_readable(&self.epoll, Duration::ZERO) {
-            let _ = self.driver.dispatch().unwrap();
+            self.driver.dispatch().unwrap();
         }
     }
 

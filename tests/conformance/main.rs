@@ -13,6 +13,8 @@ mod event_loop;
 mod process;
 mod scenarios;
 mod threaded;
+#[cfg(feature = "tokio")]
+mod tokio;
 mod world;
 
 use combination::{Combination, Driver, Region, Waiting};
@@ -29,9 +31,9 @@ fn child() {
 }
 
 macro_rules! conformance {
-    ($($(#[$if:meta])? $name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
+    ($($(#[$feature:meta])? $name:ident: $region:ident, $waiting:ident, $driver:ident;)*) => {
         /// All combinations, by name.
-        const COMBINATIONS: &[(&str, Combination)] = &[$($(#[$if])? (
+        const COMBINATIONS: &[(&str, Combination)] = &[$($(#[$feature])? (
             stringify!($name),
             Combination {
                 name: stringify!($name),
@@ -40,7 +42,7 @@ macro_rules! conformance {
                 driver: Driver::$driver,
             },
         )),*];
-        $($(#[$if])? mod $name {
+        $($(#[$feature])? mod $name {
             tests! { stringify!($name);
                 state::destination_that_comes_late_gets_everything_and_then_the_end_marker,
                 state::sets_and_removes_arrive_and_a_remove_that_was_overtaken_shows,
@@ -80,6 +82,10 @@ conformance! {
     memfd_doorbell_event_loop: Memfd, Doorbell, EventLoop;
     memfd_spin_threaded: Memfd, Spin, Threaded;
     memfd_spin_event_loop: Memfd, Spin, EventLoop;
+    #[cfg(feature = "tokio")]
+    memfd_doorbell_tokio: Memfd, Doorbell, Tokio;
+    #[cfg(feature = "tokio")]
+    memfd_spin_tokio: Memfd, Spin, Tokio;
     #[cfg(feature = "named-region")]
     named_doorbell_threaded: Named, Doorbell, Threaded;
     #[cfg(feature = "named-region")]
@@ -92,4 +98,8 @@ conformance! {
     named_raw_sync_threaded: Named, RawSync, Threaded;
     #[cfg(feature = "wait-raw-sync")]
     named_raw_sync_event_loop: Named, RawSync, EventLoop;
+    #[cfg(all(feature = "named-region", feature = "tokio"))]
+    named_doorbell_tokio: Named, Doorbell, Tokio;
+    #[cfg(all(feature = "wait-raw-sync", feature = "tokio"))]
+    named_raw_sync_tokio: Named, RawSync, Tokio;
 }

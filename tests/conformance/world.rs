@@ -86,6 +86,8 @@ impl World {
         self.source = Some(match self.combination.driver {
             Driver::Threaded => Box::new(threaded::source(options)),
             Driver::EventLoop => Box::new(event_loop::source(options)),
+            #[cfg(feature = "tokio")]
+            Driver::Tokio => Box::new(crate::tokio::source(options)),
         });
     }
 
@@ -119,6 +121,8 @@ impl World {
         let side: Box<dyn DrivenDestination> = match self.combination.driver {
             Driver::Threaded => Box::new(threaded::destination(options)),
             Driver::EventLoop => Box::new(event_loop::destination(options)),
+            #[cfg(feature = "tokio")]
+            Driver::Tokio => Box::new(crate::tokio::destination(options)),
         };
         self.readers.push(Reader { side, app: App::new(), stopped: false });
         self.readers.len() - 1
