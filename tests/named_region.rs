@@ -92,7 +92,7 @@ fn sides_that_chose_different_regions_part_with_a_reason() {
          (memfd); {reason}"
     );
     assert_eq!(refusal(Region::Named), expected);
-    assert_eq!(memfd.stats().refused, 1);
+    until("it is counted", || memfd.stats().refused == 1);
     drop(memfd);
     let named = named_source(dir.path()).create("s").unwrap();
     let expected = format!(
@@ -100,7 +100,7 @@ fn sides_that_chose_different_regions_part_with_a_reason() {
          names; {reason}"
     );
     assert_eq!(refusal(Region::Memfd), expected);
-    assert_eq!(named.stats().refused, 1);
+    until("it is counted", || named.stats().refused == 1);
     drop(named);
     assert_eq!(entries(dir.path()), [""; 0]);
 }
