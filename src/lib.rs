@@ -52,7 +52,8 @@
 //!   applied. A handler that fails gets the item again.
 //! - A destination removes what its source does not have when, and only when, the source has said
 //!   [`ready`](Table::ready) and named all that it has.
-//! - Peers are checked, not trusted: each side can write its own memory only, and nonsense in it closes one link.
+//! - Peers are checked, not trusted: each side can write its own memory only, and nonsense in it closes one link. Named
+//!   segments, for where no descriptors can be passed (`Region::Named`, feature `named-region`), protect less.
 //!
 //! 64-bit Linux only; Linux 5.3 or later (memfd seals, pidfds).
 
