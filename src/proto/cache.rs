@@ -295,44 +295,55 @@ impl SyncCache {
     pub(crate) fn handle_ack(
         &mut self,
         ack: Ack,
-        mut deleted: impl FnMut(Deleted),
+        deleted: impl FnMut(Deleted),
     ) -> Result<usize, ProtocolError> {
         let Ack { first, last, .. } = ack;
         if first > last || last >= self.next_ordinal {
             return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
         }
         let before = self.unacked;
-        // What was sent first is mostly acknowledged first.
-        while let Some(&record) = self.in_flight.front()
-            && first <= record.ordinal
-            && record.ordinal <= last
-        {
-            self.in_flight.pop_front();
-            self.acknowledge(&ack, record, &mut deleted)?;
+        // Nothing else looks at the list meanwhile.
+        let mut in_flight = std::mem::take(&mut self.in_flight);
+        let start = index_of(&in_flight, first);
+        let outcome = self.acknowledge_from(in_flight.range(start..), &ack, deleted);
+        if let (0, Ok(covered)) = (start, &outcome) {
+            // What was sent first is mostly acknowledged first.
+            in_flight.drain(..covered);
         }
-        if self.in_flight.front().is_some_and(|record| record.ordinal < first) {
-            let mut at = index_of(&self.in_flight, first);
-            while let Some(&record) = self.in_flight.get(at).filter(|record| record.ordinal <= last) {
-                at += 1;
-                self.acknowledge(&ack, record, &mut deleted)?;
-            }
-        }
+        self.in_flight = in_flight;
+        outcome?;
         self.drop_superseded();
         Ok(before - self.unacked)
+    }
+
+    /// Answers how many records the ack covers, from the first on.
+    #[inline(always)]
+    fn acknowledge_from<'a>(
+        &mut self,
+        records: impl Iterator<Item = &'a InFlight>,
+        ack: &Ack,
+        mut deleted: impl FnMut(Deleted),
+    ) -> Result<usize, ProtocolError> {
+        let mut covered = 0;
+        for record in records.take_while(|record| record.ordinal <= ack.last) {
+            self.acknowledge(ack, record, &mut deleted)?;
+            covered += 1;
+        }
+        Ok(covered)
     }
 
     #[inline(always)]
     fn acknowledge(
         &mut self,
         ack: &Ack,
-        record: InFlight,
+        record: &InFlight,
         deleted: &mut impl FnMut(Deleted),
     ) -> Result<(), ProtocolError> {
         if record.ordinal == ack.first || record.ordinal == ack.last {
-            check_ends(ack, &record)?;
+            check_ends(ack, record)?;
         }
         if record.flushes != 0 {
-            self.satisfy_flushes(record);
+            self.satisfy_flushes(*record);
         }
         let table = &mut self.tables[usize::from(record.entry.table)];
         // A plain entry of a kept table leaves nothing behind.
@@ -344,7 +355,7 @@ impl SyncCache {
                 entry.flags = CacheEntry::SENT;
                 self.unacked -= 1;
             }
-        } else if self.is_newest(&record) {
+        } else if self.is_newest(record) {
             deleted(self.delete(record.entry));
         }
         Ok(())

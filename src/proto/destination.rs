@@ -227,6 +227,9 @@ impl DestinationCore {
     /// other. Changes nothing.
     pub(crate) fn touch<'a>(&self, records: impl Iterator<Item = &'a [u8]>) {
         let Some(link) = &self.link else { return };
+        if self.stats.items < records::FAR_RECORDS as u64 {
+            return;
+        }
         let mut hashes = SmallVec::<[_; 16]>::new();
         for record in records {
             let Ok(Frame { table, payload: Payload::Set { opcode, .. }, .. }) =

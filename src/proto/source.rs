@@ -202,7 +202,7 @@ impl SourceCore {
                 let recorded = session.cache.record(entry, Holds::Remove, change);
                 session.counters.coalesced += u64::from(recorded.coalesced);
                 if keeps_all || recorded.is_new {
-                    self.store.owe(id);
+                    self.store.owe(id, 1);
                 }
             } else {
                 session.counters.coalesced += u64::from(before.is_unacked());
@@ -457,9 +457,10 @@ impl SourceCore {
         self.counters.changes += 1;
         let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
         let entry = EntryId::item(id);
+        let item = self.store.item(id);
+        let mut owed = 0;
         for (session, at) in self.sessions.iter_mut().zip(0..) {
             let Some(session) = session else { continue };
-            let item = self.store.item(id);
             if !session.wants(id.table, &item.opcode) {
                 continue;
             }
@@ -475,11 +476,10 @@ impl SourceCore {
             }
             let recorded = session.cache.record(entry, holds, item.change);
             session.counters.coalesced += u64::from(recorded.coalesced);
-            if recorded.is_new && !keeps_all {
-                self.store.owe(id);
-            }
+            owed += u32::from(recorded.is_new);
         }
         if !keeps_all {
+            self.store.owe(id, owed);
             self.give_up_overrun(id.table);
             self.store.vacate_if_unowed(id);
         }

@@ -318,8 +318,9 @@ impl Store {
         Some(ItemId { table: id, index })
     }
 
-    pub(crate) fn owe(&mut self, id: ItemId) {
-        self.item_mut(id).owed += 1;
+    /// The item stays for the sake of so many destinations more.
+    pub(crate) fn owe(&mut self, id: ItemId, destinations: u32) {
+        self.item_mut(id).owed += destinations;
     }
 
     /// One destination needs the item no more. Its place is free once that holds of all.
@@ -472,8 +473,8 @@ mod tests {
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());
         store.set(table, a.clone(), NewValue::Data(b"a"), false);
         let gone = store.remove(table, &a).unwrap();
-        store.owe(gone);
-        store.owe(gone);
+        store.owe(gone, 1);
+        store.owe(gone, 1);
         assert_eq!(store.remove(table, &a), None, "removed twice");
         store.settle(gone);
         assert!(store.find(table, &a).is_some());
@@ -495,7 +496,7 @@ mod tests {
         store.set(table, key.clone(), NewValue::Data(b"b"), false);
         assert_eq!(store.find(table, &key).unwrap().created, first);
         let id = store.remove(table, &key).unwrap();
-        store.owe(id);
+        store.owe(id, 1);
         assert_eq!(store.set(table, key.clone(), NewValue::Data(b"b"), false), Stored::Created(id));
         assert!(store.find(table, &key).unwrap().created > first);
         assert_eq!(store.tables()[0].live, 1);

@@ -217,9 +217,13 @@ impl OwnRegion {
     /// # Safety
     /// As for [`OwnRegion::copy_in`].
     #[inline(always)]
-    unsafe fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
-        let total = pieces.iter().map(|piece| piece.len()).sum();
+    unsafe fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
+        let total = header.len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         let mut to = self.map.data(offset, total);
+        // SAFETY: as for the pieces below.
+        unsafe { ptr::copy_nonoverlapping(header.as_ptr(), to, header.len()) };
+        // SAFETY: as for the pieces below.
+        to = unsafe { to.add(header.len()) };
         for piece in &pieces {
             // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
             // cannot overlap it; and no one else in this process touches the data, as the caller promises.

@@ -92,9 +92,9 @@ impl ProducerMemory for ProducerMapping {
     }
 
     #[inline(always)]
-    fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
+    fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
         // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
-        unsafe { self.own.copy_in_all(offset, pieces) }
+        unsafe { self.own.copy_in_record(offset, header, pieces) }
     }
 }
 

@@ -65,9 +65,10 @@ fn words_and_data_reach_the_other_side() {
         assert_eq!(&bytes, b"first");
         consumer.copy_out(last, &mut bytes[..1]);
         assert_eq!(bytes[0], b'z');
-        producer.copy_in_all(8, [b"ab", b"", b"cde"]);
-        consumer.copy_out(8, &mut bytes);
-        assert_eq!(&bytes, b"abcde");
+        producer.copy_in_record(8, *b"a header", [b"ab", b"", b"cde"]);
+        let mut record = [0; 13];
+        consumer.copy_out(8, &mut record);
+        assert_eq!(&record, b"a headerabcde");
         consumer.store_own(RingWord::Cursor, 7, Release);
         consumer.store_own(RingWord::Waits, 2, Relaxed);
         assert_eq!((producer.load_peer(RingWord::Cursor), producer.load_peer(RingWord::Waits)), (7, 2));
@@ -100,8 +101,8 @@ fn access_beyond_the_data_panics() {
     assert!(panics(&|| out.copy_in(65536, &[1])));
     assert!(panics(&|| out.copy_in(65344, &[1; 193])));
     assert!(panics(&|| out.copy_in(usize::MAX, &[1])));
-    assert!(!panics(&|| out.copy_in_all(65534, [&[1], &[1]])));
-    assert!(panics(&|| out.copy_in_all(65534, [&[1], &[1, 1]])));
+    assert!(!panics(&|| out.copy_in_record(65526, [1; 8], [&[1], &[1]])));
+    assert!(panics(&|| out.copy_in_record(65526, [1; 8], [&[1], &[1, 1]])));
     assert!(panics(&|| seen.copy_out(0, &mut [0; 65537])));
     assert!(panics(&|| seen.copy_out(usize::MAX - 1, &mut [0; 4])));
 }

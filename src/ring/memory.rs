@@ -42,10 +42,11 @@ pub(crate) trait ProducerMemory: Memory {
     /// `bytes` is empty.
     fn copy_in(&self, offset: usize, bytes: &[u8]);
 
-    /// As [`copy_in`](Self::copy_in) for each of these, one behind the other.
+    /// As [`copy_in`](Self::copy_in) for a header and what goes behind it, piece by piece.
     #[inline(always)]
-    fn copy_in_all<const N: usize>(&self, offset: usize, pieces: [&[u8]; N]) {
-        let mut offset = offset;
+    fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
+        self.copy_in(offset, &header);
+        let mut offset = offset + header.len();
         for piece in &pieces {
             self.copy_in(offset, piece);
             offset += piece.len();

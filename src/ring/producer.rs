@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, HEADER_BYTES, Header, is_aligned, record_bytes};
+use super::layout::{Geometry, Header, is_aligned, record_bytes};
 use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
@@ -110,9 +110,7 @@ impl<M: ProducerMemory> Producer<M> {
             self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
         }
         let start = self.tail.wrapping_add(padding);
-        let offset = self.geometry.offset(start);
-        self.memory.copy_in(offset, &Header::record(len).to_bytes());
-        self.memory.copy_in_all(offset + HEADER_BYTES as usize, pieces);
+        self.memory.copy_in_record(self.geometry.offset(start), Header::record(len).to_bytes(), pieces);
         self.tail = start.wrapping_add(record_bytes(len));
         Ok(true)
     }

@@ -31,7 +31,7 @@ pub(super) struct Records {
 }
 
 /// So many records fill the nearer caches.
-const FAR_RECORDS: usize = 4096;
+pub(super) const FAR_RECORDS: usize = 4096;
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]

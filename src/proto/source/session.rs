@@ -252,7 +252,7 @@ impl Session {
         if !self.cache.entry(entry).is_unacked() {
             let stored = store.item(item);
             self.cache.record(entry, Holds::of(stored), stored.change);
-            store.owe(item);
+            store.owe(item, 1);
         }
         self.gate(entry);
     }
