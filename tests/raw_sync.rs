@@ -32,6 +32,36 @@ fn waits_through_raw_sync_need_a_named_region() {
 }
 
 #[test]
+fn ring_at_the_event_wakes_a_destination_before_its_wait_would_end() {
+    // Without rings a wait ends by itself every 20 ms, and twelve in a row below 8 ms are one case in sixty thousand.
+    const QUICK: Duration = Duration::from_millis(8);
+    let place = Place::new();
+    let source = source_options(place.dir()).region(Region::Named).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.ready();
+    let mut replica = replica(place.dir());
+    replica.wait_synced(PATIENCE).unwrap();
+    let (tell, told) = channel();
+    let sleeper = std::thread::spawn(move || {
+        while replica.table("t").get(0u32) != Some(b"the end") {
+            if replica.wait(PATIENCE).unwrap() > 0 {
+                tell.send(Instant::now()).unwrap();
+            }
+        }
+    });
+    let quick = |n: u32| {
+        std::thread::sleep(Duration::from_millis(3 + u64::from(n % 17))); // it sleeps by now
+        let since = Instant::now();
+        table.set(0u32, n.to_ne_bytes()).unwrap();
+        told.recv_timeout(PATIENCE).unwrap() - since < QUICK
+    };
+    let in_a_row = (0..40u32).any(|round| (0..12).all(|n| quick(12 * round + n)));
+    table.set(0u32, "the end").unwrap();
+    sleeper.join().unwrap();
+    assert!(in_a_row, "nobody was rung");
+}
+
+#[test]
 fn death_of_the_source_is_noticed_at_the_end_of_a_wait() {
     let place = Place::new();
     let mut source = Process::start("source", place.dir());
