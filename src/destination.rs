@@ -2,15 +2,20 @@
 
 mod batch;
 mod options;
+mod polled;
 
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::link::LinkError;
+#[cfg(feature = "named-region")]
+use crate::link::greeting::named::Region;
 use crate::link::greeting::{AllowedUsers, Attached, Greeting, GreetingError};
 use crate::link::incoming::{IncomingLink, Woken};
 use crate::link::kept::Kept;
+#[cfg(feature = "named-region")]
+use crate::link::rendezvous::lease::Lease;
 use crate::link::rendezvous::place::{Place, RuntimeDir, RuntimeDirError};
 use crate::link::rendezvous::watch::{SourceWatch, WatchError};
 use crate::link::rendezvous::{self, ConnectError};
@@ -19,7 +24,10 @@ use crate::subscription::{Subscription, SubscriptionError};
 use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet, deadline_after};
 use crate::sys::process;
-use crate::wire::Hello;
+use crate::sys::socket::Socket;
+use crate::wire::{Hello, Offer};
+
+use polled::Polled;
 
 pub use batch::Batch;
 use options::Pause;
@@ -27,7 +35,8 @@ pub use options::{ConnectionError, DestinationOptions, OnSourceLost, Wait};
 
 /// Receives a source's items and their changes, one by one, and acknowledges each once the application has applied it.
 ///
-/// A destination has no thread: it works within the calls of `recv` and its kin. It attaches by itself, as soon as there is
+/// A destination has no thread: it works within the calls of `recv` and its kin, or of [`dispatch`](Destination::dispatch), if
+/// an event loop watches its descriptor ([`AsFd`]). It attaches by itself, as soon as there is
 /// a source of that name, and again after a loss; each time it gets the full state and then, per table, an
 /// [`Event::Synced`]. It remembers the opcodes (not the values) that it has handed over, so that it can tell what is gone.
 ///
@@ -77,6 +86,13 @@ pub struct Destination {
     kept: Option<Kept>,
     /// What the next call into a batch says: something came before it.
     held_back: Option<RecvError>,
+    /// For an event loop.
+    polled: Polled,
+    #[cfg(feature = "named-region")]
+    region: Region,
+    /// From the first segment on. The last field, as no segment outlives it.
+    #[cfg(feature = "named-region")]
+    lease: Option<Lease>,
 }
 
 #[derive(Debug)]
@@ -124,11 +140,18 @@ impl Destination {
         keep_values: bool,
     ) -> Result<Destination, ConnectionError> {
         let now = Instant::now();
+        options.check()?;
         Hello::check(&options.subscription)?;
         Ok(Destination {
             place: Place::new(RuntimeDir::locate(options.runtime_dir.as_deref())?, name)?,
             wait: options.wait,
             on_source_lost: options.on_source_lost,
+            #[cfg(feature = "named-region")]
+            allowed: match options.region {
+                Region::Memfd => AllowedUsers::new(&options.allowed_users),
+                Region::Named => AllowedUsers::own_only(),
+            },
+            #[cfg(not(feature = "named-region"))]
             allowed: AllowedUsers::new(&options.allowed_users),
             incarnation: process::random_u64()?,
             creator: Creator::here()?,
@@ -143,6 +166,11 @@ impl Destination {
             unwanted_retry: None,
             kept: None,
             held_back: None,
+            polled: Polled::new()?,
+            #[cfg(feature = "named-region")]
+            region: options.region,
+            #[cfg(feature = "named-region")]
+            lease: None,
         })
     }
 
@@ -184,7 +212,9 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
-        self.dispatch(&mut handler)
+        let received = self.step(RECORDS_PER_CALL, &mut handler);
+        self.polled.alarm();
+        received
     }
 
     /// Acknowledges a change whose ack was put off ([`Event::defer_ack`]), on whatever link stands now; without one, its
@@ -209,6 +239,7 @@ impl Destination {
             && let Err(error) = link.send_acks(&mut self.core)
         {
             self.broken = Some(error);
+            self.polled.alarm();
         }
         Ok(owed)
     }
@@ -221,6 +252,7 @@ impl Destination {
             self.last_failure = Some(format!("item {}, change {}: refused", token.opcode(), token.seq()));
             if self.core.is_unnamed(&token) {
                 self.unwanted_retry.get_or_insert_with(Instant::now);
+                self.polled.alarm();
             }
         }
         owed
@@ -237,8 +269,9 @@ impl Destination {
         self.core.set_subscription(subscription);
         self.core.detach();
         self.broken = None;
-        self.attachment = Attachment::Detached(None);
+        self.enter(Attachment::Detached(None));
         self.retry = Retry::now();
+        self.polled.alarm();
         Ok(())
     }
 
@@ -283,27 +316,38 @@ impl Destination {
     ) -> Result<usize, RecvError> {
         self.check_process()?;
         let mut since = None;
-        loop {
-            let received = self.dispatch(&mut handler)?;
-            if received > 0 {
-                return Ok(received);
+        let received = loop {
+            match self.step(RECORDS_PER_CALL, &mut handler) {
+                Ok(0) => {}
+                outcome => break outcome,
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(0);
+                break Ok(0);
             }
             let since = *since.get_or_insert_with(Instant::now);
             if let Err(error) = self.wait(since, deadline) {
-                return Err(self.lose_link(error, &mut handler));
+                break Err(self.lose_link(error, &mut handler));
             }
-        }
+        };
+        self.polled.alarm();
+        received
     }
 
     fn check_process(&self) -> Result<(), RecvError> {
         if self.creator.is_here() { Ok(()) } else { Err(RecvError::Forked) }
     }
 
-    /// Does what can be done without waiting.
-    fn dispatch(&mut self, handler: &mut impl FnMut(Event<'_>) -> HandlerResult) -> Result<usize, RecvError> {
+    fn enter(&mut self, attachment: Attachment) {
+        self.attachment = attachment;
+        self.polled.handle_opened();
+    }
+
+    /// Does what can be done without waiting, with at most so many records.
+    fn step(
+        &mut self,
+        most: usize,
+        handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
+    ) -> Result<usize, RecvError> {
         if let Some(error) = self.broken.take() {
             return Err(self.lose_link(error, handler));
         }
@@ -315,8 +359,8 @@ impl Destination {
                     self.core.sweep_unwanted(&mut guarded);
                     self.unwanted_retry = self.core.has_unwanted().then(|| Instant::now() + RETRY_MOST);
                 }
-                match link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
-                    Ok(0) => self.check_source(handler),
+                match link.receive(&mut self.core, most, &mut guarded) {
+                    Ok(0) => self.check_source(most, handler),
                     Ok(received) => Ok(received),
                     Err(error) => Err(self.lose_link(error, handler)),
                 }
@@ -339,6 +383,7 @@ impl Destination {
     /// With an empty ring: notices the source's death.
     fn check_source(
         &mut self,
+        most: usize,
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         let Attachment::Attached(link) = &mut self.attachment else { return Ok(0) };
@@ -353,7 +398,7 @@ impl Destination {
                 link.handle_source_gone();
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
-                if let Ok(received @ 1..) = link.receive(&mut self.core, RECORDS_PER_CALL, &mut guarded) {
+                if let Ok(received @ 1..) = link.receive(&mut self.core, most, &mut guarded) {
                     self.source_seen = None;
                     return Ok(received);
                 }
@@ -376,7 +421,10 @@ impl Destination {
         // between is not missed.
         if matches!(connected, Err(ConnectError::NoSource { .. })) && watch.is_none() {
             match SourceWatch::new(&self.place) {
-                Ok(new) => *watch = Some(new),
+                Ok(new) => {
+                    *watch = Some(new);
+                    self.polled.handle_opened();
+                }
                 Err(WatchError::RuntimeDir(error)) => {
                     self.retry.later();
                     return Err(error.into());
@@ -388,9 +436,9 @@ impl Destination {
         }
         let watched = watch.is_some();
         match connected {
-            Ok(socket) => match Greeting::start(socket, &self.hello(), &self.allowed) {
+            Ok(socket) => match self.start_greeting(socket) {
                 Ok(greeting) => {
-                    self.attachment = Attachment::Greeting(Box::new(greeting));
+                    self.enter(Attachment::Greeting(Box::new(greeting)));
                     Ok(())
                 }
                 // It died between our connecting and our first word.
@@ -419,10 +467,27 @@ impl Destination {
         }
     }
 
+    fn start_greeting(&mut self, socket: Socket) -> Result<Greeting, GreetingError> {
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named {
+            if self.lease.is_none() {
+                let lease = Lease::take(&self.place, self.incarnation).map_err(GreetingError::Lease)?;
+                self.lease = Some(lease);
+            }
+            #[cfg(feature = "wait-raw-sync")]
+            let event = self.wait == Wait::RawSync;
+            #[cfg(not(feature = "wait-raw-sync"))]
+            let event = false;
+            return Greeting::start_by_name(socket, self.hello(), &self.allowed, event);
+        }
+        Greeting::start(socket, &self.hello(), &self.allowed)
+    }
+
     fn hello(&self) -> Hello {
         Hello {
             incarnation: self.incarnation,
             ack_ring_bytes: ACK_RING_BYTES,
+            offer: Offer::Descriptors,
             subscription: self.core.subscription().clone(),
         }
     }
@@ -436,7 +501,11 @@ impl Destination {
         else {
             unreachable!("called while greeting");
         };
-        match greeting.finish() {
+        let finished = greeting.finish();
+        if !matches!(finished, Ok(Err(_))) {
+            self.polled.handle_opened();
+        }
+        match finished {
             Ok(Err(greeting)) => {
                 self.attachment = Attachment::Greeting(Box::new(greeting));
                 Ok(0)
@@ -479,7 +548,7 @@ impl Destination {
         if let Attachment::Attached(link) = &mut self.attachment {
             link.swap_kept(&mut self.kept);
         }
-        self.attachment = Attachment::Detached(None);
+        self.enter(Attachment::Detached(None));
         if self.attached_at.elapsed() < SHORT_LIVED {
             self.retry.later();
         } else {
@@ -580,6 +649,9 @@ pub enum RecvError {
     /// The link broke.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// What an event loop is to be woken for cannot be watched; it is woken every 20 ms instead.
+    #[error("the destination's descriptors cannot be watched for an event loop: {0}")]
+    Watch(std::io::Error),
     /// The handle was made before a fork and is used in the child.
     #[error("this handle belongs to the parent process; a forked child must make its own")]
     Forked,

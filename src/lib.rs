@@ -40,6 +40,9 @@
 //!   ([`Event::defer_ack`]). [`Replica`]: the map, kept for you. [`Subscription`]: a part of it.
 //! - [`Table::set_with`]: a value that is written in place. [`Destination::recv_batch`]: a [`Batch`] of events, received into
 //!   the caller's buffer. Features `zerocopy` and `postcard`: values that are structs of the application's.
+//! - Event loops: each destination and replica has a descriptor to watch and a `dispatch` that does not wait
+//!   ([`Destination::dispatch`]); so has a source without a thread ([`SourceOptions::create_polled`], [`SourceDriver`]).
+//!   With the feature `tokio`, module `tokio`: a destination as a stream, a source driven by a task.
 //! - [`Opcode`]: how items are identified. [`SourceStats`], [`DestinationStats`]: what happens, in numbers.
 //!
 //! # What it promises
@@ -51,7 +54,8 @@
 //!   applied. A handler that fails gets the item again.
 //! - A destination removes what its source does not have when, and only when, the source has said
 //!   [`ready`](Table::ready) and named all that it has.
-//! - Peers are checked, not trusted: each side can write its own memory only, and nonsense in it closes one link.
+//! - Peers are checked, not trusted: each side can write its own memory only, and nonsense in it closes one link. Named
+//!   segments, for where no descriptors can be passed (`Region::Named`, feature `named-region`), protect less.
 //!
 //! 64-bit Linux only; Linux 5.3 or later (memfd seals, pidfds).
 
@@ -59,6 +63,7 @@
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
 
 mod destination;
+mod dispatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
@@ -76,6 +81,8 @@ mod source;
 mod stats;
 mod subscription;
 mod sys;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 #[cfg(any(feature = "postcard", feature = "zerocopy"))]
 mod typed;
 mod wire;
@@ -83,8 +90,11 @@ mod wire;
 pub use destination::{
     Batch, ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait,
 };
+pub use dispatch::{Dispatched, Next};
 pub use link::LinkError;
 pub use link::greeting::GreetingError;
+#[cfg(feature = "named-region")]
+pub use link::greeting::named::Region;
 pub use link::rendezvous::ConnectError;
 pub use link::rendezvous::bind::BindError;
 pub use link::rendezvous::place::{NameError, RuntimeDirError};
@@ -100,13 +110,17 @@ pub use ring::RingError;
 pub use seq::SyncSeq;
 pub use snapshot::{Snapshot, SnapshotFn, SnapshotResult};
 pub use source::{
-    CreateError, FlushError, Flushed, Sent, SetError, Source, SourceOptions, Table, TableError,
+    CreateError, DriveError, Flush, FlushError, Flushed, Sent, SetError, Source, SourceDriver, SourceOptions,
+    Table, TableError,
 };
 pub use stats::{DestinationId, DestinationState, EntryHolds, EntryState, SourceStats};
 pub use subscription::{Subscription, SubscriptionError};
 pub use sys::bell::RingerError;
 pub use sys::memfd::{CheckError as MemoryCheckError, CreateError as MemoryCreateError};
+#[cfg(feature = "named-region")]
+pub use sys::segment::SegmentError;
 pub use sys::socket::ReceiveError;
+pub use sys::thread::{Schedule, ThreadError, ThreadOptions};
 #[cfg(any(feature = "postcard", feature = "zerocopy"))]
 pub use typed::ValueError;
 pub use wire::WireError;

@@ -1,9 +1,11 @@
 //! A destination that keeps the map for its application.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::destination::{ConnectionError, Destination, DestinationOptions, OnSourceLost, RecvError, Wait};
+use crate::dispatch::Dispatched;
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::destination::{DestinationStats, Event};
 use crate::subscription::{Subscription, SubscriptionError};
@@ -94,6 +96,29 @@ impl Replica {
         })
     }
 
+    /// Takes in what is there and does not wait, for an event loop that watches the replica's descriptor; see
+    /// [`Destination::dispatch`].
+    ///
+    /// # Errors
+    /// See [`Destination::dispatch`].
+    pub fn dispatch(&mut self) -> Result<Dispatched, RecvError> {
+        self.dispatch_observed(|_| ())
+    }
+
+    /// As [`Replica::dispatch`], and shows each event before it is applied to the map.
+    ///
+    /// # Errors
+    /// See [`Destination::dispatch`].
+    pub fn dispatch_observed(
+        &mut self,
+        mut observer: impl FnMut(Event<'_>),
+    ) -> Result<Dispatched, RecvError> {
+        self.destination.dispatch(|event| {
+            observer(event);
+            Ok(())
+        })
+    }
+
     /// Waits until every table of the source is complete: all that it held when this replica attached is here, and
     /// nothing else. A source without a table is not complete. With a subscription: every table that it names.
     ///
@@ -150,6 +175,13 @@ impl Replica {
     }
 }
 
+/// See [`Destination`]: the descriptor stays the same one.
+impl AsFd for Replica {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.destination.as_fd()
+    }
+}
+
 impl<'a> ReplicaTable<'a> {
     /// The value of an item.
     pub fn get(&self, opcode: impl ToOpcode) -> Option<&'a [u8]> {
@@ -199,6 +231,13 @@ impl ReplicaOptions {
     /// Accepts a source that runs as one of these users, besides our own and root.
     pub fn allow_users(mut self, users: impl IntoIterator<Item = u32>) -> Self {
         self.destination = self.destination.allow_users(users);
+        self
+    }
+
+    /// How the shared memory of its links is made; see [`DestinationOptions::region`].
+    #[cfg(feature = "named-region")]
+    pub fn region(mut self, region: crate::Region) -> Self {
+        self.destination = self.destination.region(region);
         self
     }
 

@@ -1,5 +1,7 @@
 //! The public face of a source.
 
+mod driver;
+mod flush;
 mod options;
 mod table;
 
@@ -8,18 +10,21 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::link::polled::Seat;
 use crate::link::shared::{Guard, Shared};
 use crate::retention::Retention;
 use crate::stats::{DestinationId, EntryState, SourceStats};
 use crate::sys::fork::Creator;
 
+pub use driver::{DriveError, SourceDriver};
+pub use flush::{Flush, FlushError, Flushed};
 pub use options::{CreateError, SourceOptions};
 pub use table::{Sent, SetError, Table};
 
 /// Owns a set of items, and keeps them the same in every destination that attaches.
 ///
-/// A source has a name, under which destinations of the same host find it, and a timer thread of its own. Its items live
-/// in [`Table`]s. A publisher never waits for a destination: what does not fit a destination's ring stays in that
+/// A source has a name, under which destinations of the same host find it, and a timer thread of its own, unless an event
+/// loop drives it ([`SourceOptions::create_polled`]). Its items live in [`Table`]s. A publisher never waits for a destination: what does not fit a destination's ring stays in that
 /// destination's sync cache and follows when there is room.
 ///
 /// Dropping the source ends its thread and its links; a [`Table`] that outlives it answers [`SetError::Closed`].
@@ -40,7 +45,16 @@ pub use table::{Sent, SetError, Table};
 pub struct Source {
     handle: Handle,
     socket: PathBuf,
-    timer_thread: Option<JoinHandle<()>>,
+    /// None once it is dropped.
+    driven_by: Option<DrivenBy>,
+}
+
+/// Who does what no publisher is there for.
+#[derive(Debug)]
+enum DrivenBy {
+    TimerThread(JoinHandle<()>),
+    /// The application, with a [`SourceDriver`].
+    Loop(Arc<Seat>),
 }
 
 #[derive(Debug, Clone)]
@@ -48,20 +62,6 @@ struct Handle {
     shared: Arc<Shared>,
     creator: Creator,
     ring_bytes: u64,
-}
-
-/// What became of a flush.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[must_use]
-pub enum Flushed {
-    /// So many destinations have applied all that was changed before the call.
-    Acked(usize),
-    /// No destination is attached.
-    NoDestination,
-    /// These destinations went away; the others have applied everything.
-    Gone(Vec<DestinationId>),
-    /// The time is over; each of these has not yet applied so many items.
-    TimedOut(Vec<(DestinationId, usize)>),
 }
 
 impl Source {
@@ -119,7 +119,7 @@ impl Source {
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.
     pub fn flush(&self, timeout: Duration) -> Result<Flushed, FlushError> {
-        self.handle.shared().map_err(|_| FlushError::Forked)?.flush(None, timeout)
+        self.flush_some(None, timeout)
     }
 
     /// As [`Source::flush`], but waits for one destination only, of those in [`SourceStats::destinations`]. If it is not
@@ -132,7 +132,33 @@ impl Source {
         destination: DestinationId,
         timeout: Duration,
     ) -> Result<Flushed, FlushError> {
-        self.handle.shared().map_err(|_| FlushError::Forked)?.flush(Some(destination), timeout)
+        self.flush_some(Some(destination), timeout)
+    }
+
+    /// A source that an event loop drives is driven by whoever waits here, too: the loop cannot meanwhile.
+    fn flush_some(&self, only: Option<DestinationId>, timeout: Duration) -> Result<Flushed, FlushError> {
+        let shared = self.handle.shared().map_err(|_| FlushError::Forked)?;
+        match &self.driven_by {
+            Some(DrivenBy::Loop(seat)) => seat.flush(only, timeout),
+            Some(DrivenBy::TimerThread(_)) | None => shared.flush(only, timeout),
+        }
+    }
+
+    /// As [`Source::flush`], without waiting: for an event loop, which asks the [`Flush`] again and again, or for an async
+    /// program, which awaits it. Up to sixteen flushes wait at a time.
+    ///
+    /// # Errors
+    /// [`FlushError`].
+    pub fn start_flush(&self) -> Result<Flush, FlushError> {
+        Flush::start(&self.handle, None)
+    }
+
+    /// As [`Source::start_flush`], of one destination only; see [`Source::flush_destination`].
+    ///
+    /// # Errors
+    /// [`FlushError`].
+    pub fn start_flush_destination(&self, destination: DestinationId) -> Result<Flush, FlushError> {
+        Flush::start(&self.handle, Some(destination))
     }
 
     /// What the source counts, and the state of each destination. In a forked child, which has no part in the source,
@@ -163,15 +189,20 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        let Some(thread) = self.timer_thread.take() else { return };
-        // In a forked child there is neither the thread nor a lock that could be relied upon; the thread's handle may
-        // stand for one that the child has started since.
-        if !self.handle.creator.is_this_process() {
-            return std::mem::forget(thread);
-        }
-        self.handle.shared.close();
-        if thread.join().is_err() && !std::thread::panicking() {
-            panic!("the timer thread of a source has panicked");
+        let Some(driven_by) = self.driven_by.take() else { return };
+        let is_ours = self.handle.creator.is_this_process();
+        match driven_by {
+            // In a forked child there is neither the thread nor a lock that could be relied upon; the thread's handle may
+            // stand for one that the child has started since.
+            DrivenBy::TimerThread(thread) if !is_ours => std::mem::forget(thread),
+            DrivenBy::TimerThread(thread) => {
+                self.handle.shared.close();
+                if thread.join().is_err() && !std::thread::panicking() {
+                    panic!("the timer thread of a source has panicked");
+                }
+            }
+            DrivenBy::Loop(seat) if is_ours => seat.close(),
+            DrivenBy::Loop(_) => {}
         }
     }
 }
@@ -213,21 +244,6 @@ pub enum TableError {
     /// The source has 65,536 tables.
     #[error("a source has at most 65536 tables")]
     TooMany,
-    /// See [`SetError::Forked`].
-    #[error("{FORKED}")]
-    Forked,
-}
-
-/// Why a flush cannot be waited for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FlushError {
-    /// As many flushes as can wait at a time are waiting.
-    #[error("{max} flushes are waiting, which is the most", max = crate::proto::source::MAX_FLUSHES)]
-    TooMany,
-    /// The source was dropped meanwhile.
-    #[error("the source was dropped while the flush waited")]
-    Closed,
     /// See [`SetError::Forked`].
     #[error("{FORKED}")]
     Forked,

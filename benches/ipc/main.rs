@@ -23,6 +23,7 @@ mod ring;
 mod sys;
 
 mod bare;
+mod doorbells;
 mod latency;
 mod state;
 mod streams;
@@ -149,6 +150,7 @@ fn main() {
     let mut bench = Bench { effort, only, cpus, report: Report::new() };
     println!("{}", bench.report.machine);
     latency::cells(&mut bench);
+    doorbells::cells(&mut bench);
     streams::cells(&mut bench);
     state::cells(&mut bench);
     if let Some(json) = json {

@@ -248,12 +248,12 @@ impl Destination {
         if let Attachment::Attached(link) = &mut self.attachment {
             link.swap_kept(&mut self.kept);
         }
-        let mut push = |event: Event<'_>| {
+        let push = |event: Event<'_>| {
             batch.push(event);
             Ok(())
         };
         let outcome = match patience {
-            Patience::None => self.dispatch(&mut push),
+            Patience::None => self.try_recv(push),
             Patience::Until(deadline) => self.recv_until(deadline, push),
         };
         // A link that was lost meanwhile has given it back.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Destination;
+#[cfg(feature = "named-region")]
+use crate::link::greeting::named::Region;
 use crate::link::rendezvous::place::{NameError, RuntimeDirError};
 use crate::subscription::{Subscription, SubscriptionError};
 
@@ -17,6 +19,8 @@ pub struct DestinationOptions {
     pub(super) on_source_lost: OnSourceLost,
     pub(super) allowed_users: Vec<u32>,
     pub(super) subscription: Subscription,
+    #[cfg(feature = "named-region")]
+    pub(super) region: Region,
 }
 
 /// How a destination that has found nothing waits for its source. However it waits, it notices the source's death: asleep at
@@ -46,6 +50,12 @@ pub enum Wait {
         /// From the beginning of the call that found nothing; zero is [`Wait::Block`].
         spin: Duration,
     },
+    /// Sleeps at an event of the `raw_sync` crate in shared memory, for comparison and for systems built on it; with
+    /// `Region::Named` only. It wakes every 20 ms to look whether the source lives. Not safe against `kill -9`: a
+    /// destination that is killed or stopped at the wrong moment (while it takes or gives back the event's mutex) holds
+    /// the source's publishers up for ever, and a source so killed its destination.
+    #[cfg(feature = "wait-raw-sync")]
+    RawSync,
 }
 
 /// What to do next, while there is nothing.
@@ -71,6 +81,8 @@ impl Wait {
             }
             Wait::SpinThenYield { .. } => Pause::Yield,
             Wait::Block | Wait::SpinThenSleep { .. } => Pause::Sleep,
+            #[cfg(feature = "wait-raw-sync")]
+            Wait::RawSync => Pause::Sleep,
         }
     }
 }
@@ -117,6 +129,27 @@ impl DestinationOptions {
         self
     }
 
+    /// How the shared memory of its links is made. Default: [`Region::Memfd`]. A source that has chosen otherwise refuses
+    /// this destination.
+    #[cfg(feature = "named-region")]
+    pub fn region(mut self, region: Region) -> Self {
+        self.region = region;
+        self
+    }
+
+    /// Whether the options go together.
+    pub(super) fn check(&self) -> Result<(), ConnectionError> {
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named && !self.allowed_users.is_empty() {
+            return Err(ConnectionError::NamedRegionUsers { found: self.allowed_users.clone() });
+        }
+        #[cfg(feature = "wait-raw-sync")]
+        if self.wait == Wait::RawSync && self.region != Region::Named {
+            return Err(ConnectionError::RawSyncRegion { found: self.region });
+        }
+        Ok(())
+    }
+
     /// Makes the destination.
     ///
     /// # Errors
@@ -139,6 +172,24 @@ pub enum ConnectionError {
     /// The subscription cannot be told to a source.
     #[error(transparent)]
     Subscription(#[from] SubscriptionError),
+    /// Named regions are of one user, and others were allowed.
+    #[cfg(feature = "named-region")]
+    #[error(
+        "users {found:?} are allowed besides our own, expected none with Region::Named: others cannot open its segments"
+    )]
+    NamedRegionUsers {
+        /// The users that were allowed.
+        found: Vec<u32>,
+    },
+    /// An event of `raw_sync` lies in memory that both sides can write.
+    #[cfg(feature = "wait-raw-sync")]
+    #[error(
+        "Wait::RawSync with Region::{found:?}, expected Region::Named: both sides must be able to write to the event"
+    )]
+    RawSyncRegion {
+        /// The region that was chosen.
+        found: Region,
+    },
     /// The system has no memory or no random numbers.
     #[error("the destination cannot be set up: {0}")]
     Io(#[from] io::Error),

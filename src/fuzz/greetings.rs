@@ -7,19 +7,22 @@ use std::collections::BTreeMap;
 use super::Saw;
 use crate::opcode::Opcode;
 use crate::subscription::{Selection, Subscription};
-use crate::wire::{Accept, Hello, Refusal, Reply, WireError};
+use crate::wire::{Accept, Hello, Offer, Refusal, Reply, WireError};
 
 /// Magic, version and kind.
 const PREFIX: usize = 16;
 /// And the two numbers of a hello or an accept.
 const NUMBERS: usize = 32;
+/// The kinds of greetings that name a segment.
+const NAMED_HELLO: u32 = 4;
+const NAMED_ACCEPT: u32 = 5;
 
 /// What the tables that a hello names are to be sent: everything, or what begins with one of these.
 type Wanted<'a> = BTreeMap<&'a [u8], Option<Vec<&'a [u8]>>>;
 
 pub(super) fn run(input: &[u8], saw: Saw<'_>) {
     // No longer one is ever read.
-    let datagram = &input[..input.len().min(Hello::MAX_BYTES)];
+    let datagram = &input[..input.len().min(Hello::LONGEST_BYTES)];
     check_hello(datagram, saw);
     check_reply(datagram, saw);
 }
@@ -29,20 +32,48 @@ fn check_hello(datagram: &[u8], saw: Saw<'_>) {
         Ok(hello) => hello,
         Err(error) => {
             assert!(
-                !is_for_us(datagram) || kind(datagram) != 1 || named(datagram).is_none(),
+                !is_for_us(datagram)
+                    || !is_hello(kind(datagram))
+                    || offered(datagram).is_none()
+                    || named(datagram).is_none(),
                 "a hello without a fault is one: {error}"
             );
-            return saw(check_error(datagram, &error, |kind| kind == 1));
+            return saw(check_error(datagram, &error, is_hello));
         }
     };
-    assert!(is_for_us(datagram) && kind(datagram) == 1);
+    assert!(is_for_us(datagram) && is_hello(kind(datagram)));
     assert_eq!([hello.incarnation, hello.ack_ring_bytes], numbers(datagram));
+    assert_eq!(Some(hello.offer), offered(datagram));
+    if hello.offer != Offer::Descriptors {
+        saw("hello by name");
+    }
     check_subscription(datagram, &hello.subscription, saw);
 
     let again = hello.encode();
     assert!(again.len() <= datagram.len(), "{} bytes from {}", again.len(), datagram.len());
-    assert_eq!(Hello::check(&hello.subscription), Ok(()), "who can be told can tell");
+    // One with descriptors that is longer than any is not read, as the buffer has room for the other kind.
+    if again.len() <= Hello::MAX_BYTES {
+        assert_eq!(Hello::check(&hello.subscription), Ok(()), "who can be told can tell");
+    }
     assert_eq!(Hello::decode(&again), Ok(hello));
+}
+
+fn is_hello(kind: u32) -> bool {
+    kind == 1 || kind == NAMED_HELLO
+}
+
+/// How the region of a hello comes; `None` if its bytes do not say.
+fn offered(datagram: &[u8]) -> Option<Offer> {
+    if kind(datagram) == 1 {
+        return Some(Offer::Descriptors);
+    }
+    let number = u64::from_ne_bytes(datagram.get(32..40)?.try_into().expect("eight bytes"));
+    let event = match u32::from_ne_bytes(datagram.get(40..44)?.try_into().expect("four bytes")) {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
+    Some(Offer::Segment { number, event })
 }
 
 fn check_subscription(datagram: &[u8], subscription: &Subscription, saw: Saw<'_>) {
@@ -83,7 +114,8 @@ fn shortest<'a>(prefixes: &[&'a [u8]]) -> Vec<&'a [u8]> {
 
 /// What a hello asks for by name; `Some(None)` for everything, `None` if its bytes are no list of that.
 fn named(datagram: &[u8]) -> Option<Option<Wanted<'_>>> {
-    let mut rest = datagram.get(NUMBERS..)?;
+    let segment = if kind(datagram) == NAMED_HELLO { 12 } else { 0 };
+    let mut rest = datagram.get(NUMBERS + segment..)?;
     let tables = u32::from_ne_bytes(take(&mut rest, 4)?.try_into().expect("four bytes"));
     let mut wanted = Wanted::new();
     if tables == u32::MAX {
@@ -121,11 +153,12 @@ fn take_short<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 fn check_reply(datagram: &[u8], saw: Saw<'_>) {
     match Reply::decode(datagram) {
         Ok(Reply::Accepted(accept)) => {
-            assert!(is_for_us(datagram) && kind(datagram) == 2);
+            assert!(is_for_us(datagram) && is_accept(kind(datagram)));
             assert_eq!(accept.encode(), datagram);
-            let Accept { epoch, change_ring_bytes } = accept;
+            let Accept { epoch, change_ring_bytes, segment } = accept;
             assert_eq!([epoch, change_ring_bytes], numbers(datagram));
-            saw("accepted");
+            assert_eq!(segment.is_some(), kind(datagram) == NAMED_ACCEPT);
+            saw(if segment.is_some() { "accepted by name" } else { "accepted" });
         }
         Ok(Reply::Refused(Refusal(reason))) => {
             assert_eq!(kind(datagram), 3);
@@ -140,11 +173,16 @@ fn check_reply(datagram: &[u8], saw: Saw<'_>) {
             saw("refused");
         }
         Err(error) => {
-            let is_whole = is_for_us(datagram) && kind(datagram) == 2 && datagram.len() == NUMBERS;
+            let length = if datagram.len() > PREFIX && kind(datagram) == 2 { NUMBERS } else { NUMBERS + 8 };
+            let is_whole = is_for_us(datagram) && is_accept(kind(datagram)) && datagram.len() == length;
             assert!(!is_whole, "an accept without a fault is one: {error}");
-            saw(check_error(datagram, &error, |kind| kind == 2 || kind == 3));
+            saw(check_error(datagram, &error, |kind| is_accept(kind) || kind == 3));
         }
     }
+}
+
+fn is_accept(kind: u32) -> bool {
+    kind == 2 || kind == NAMED_ACCEPT
 }
 
 /// Whether an error says what is the case; answers what it is.
@@ -169,6 +207,11 @@ fn check_error(datagram: &[u8], error: &WireError, is_expected: impl Fn(u32) -> 
         WireError::Field { what: "greeting", field: "byte of a table name", found, .. } => {
             assert!(found >= 0x80 && datagram[NUMBERS..].contains(&(found as u8)), "{text}");
             "table name that is no text"
+        }
+        WireError::Field { what: "greeting", field: "bell", found, .. } => {
+            assert!(kind(datagram) == NAMED_HELLO && found > 1, "{text}");
+            assert_eq!(found.to_le_bytes()[..4], datagram[40..44]);
+            "another bell"
         }
         WireError::Version { found, expected } => {
             assert!(found != expected && expected == 1 && kind(datagram) != 3, "{text}");

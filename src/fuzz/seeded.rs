@@ -14,7 +14,7 @@ use super::Saw;
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 use crate::subscription::Subscription;
-use crate::wire::{Accept, Frame, Hello, Payload, Refusal};
+use crate::wire::{Accept, Frame, Hello, Offer, Payload, Refusal};
 
 type Run = fn(&[u8], Saw<'_>);
 
@@ -63,12 +63,15 @@ fn greetings_are_what_their_bytes_say() {
         seeds: 40_000,
         sees: &[
             "hello for everything",
+            "hello by name",
             "hello for nothing",
             "hello for some tables",
             "table in full",
             "one prefix",
             "several prefixes",
             "accepted",
+            "accepted by name",
+            "another bell",
             "refused",
             "greeting too short",
             "body of another length",
@@ -293,7 +296,10 @@ fn make_frame(rng: &mut Rng) -> Vec<u8> {
 
 fn make_greeting(rng: &mut Rng) -> Vec<u8> {
     match rng.u32(..8) {
-        0 => Accept { epoch: rng.u64(..), change_ring_bytes: rng.u64(..) }.encode(),
+        0 => {
+            let segment = rng.bool().then(|| rng.u64(..));
+            Accept { epoch: rng.u64(..), change_ring_bytes: rng.u64(..), segment }.encode()
+        }
         1 => Refusal(String::from_utf8_lossy(&short(rng)).repeat(rng.usize(..4))).encode(),
         choice => {
             let mut subscription = if choice == 2 { Subscription::all() } else { Subscription::none() };
@@ -309,7 +315,11 @@ fn make_greeting(rng: &mut Rng) -> Vec<u8> {
                     }
                 };
             }
-            Hello { incarnation: rng.u64(..), ack_ring_bytes: rng.u64(..), subscription }.encode()
+            let offer = match rng.bool() {
+                true => Offer::Descriptors,
+                false => Offer::Segment { number: rng.u64(..), event: rng.bool() },
+            };
+            Hello { incarnation: rng.u64(..), ack_ring_bytes: rng.u64(..), offer, subscription }.encode()
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How a publisher waits until destinations have acknowledged what it has changed.
 
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use smallvec::{SmallVec, smallvec};
@@ -68,26 +69,108 @@ impl<P: Platform> Shared<P> {
         destinations: &[DestinationId],
         deadline: Instant,
     ) -> Result<Flushed, FlushError> {
-        let session = only.map(|only| state.links.iter().flatten().find(|link| link.id == only));
-        let session = match session {
-            Some(None) => return Ok(Flushed::Gone(destinations.to_vec())),
-            Some(Some(link)) => Some(link.session),
-            None => None,
+        let flush = match start(&mut state, only, destinations)? {
+            Begun::Ended(flushed) => return Ok(flushed),
+            Begun::Waits(ticket) => ticket,
         };
-        let flush = state.start_flush(session).ok_or(FlushError::TooMany)?;
         let outcome = loop {
-            self.await_acks(&mut state);
-            match flush_outcome(&state, flush, destinations, deadline) {
-                Some(acked @ Flushed::Acked(_)) => break Ok(acked),
-                // Its destinations are gone because it is.
-                _ if state.is_closing() => break Err(FlushError::Closed),
-                Some(outcome) => break Ok(outcome),
+            match self.look(&mut state, &flush, Some(deadline)) {
+                Some(outcome) => break outcome,
                 None => state = self.wait_flushed(state, deadline),
             }
         };
-        state.end_flush(flush);
+        state.end_flush(flush.slot);
         outcome
     }
+
+    /// As [`Shared::flush`], without waiting: what is to be waited for is noted down. Each ticket is to be given to
+    /// [`Shared::cancel_flush`] in the end.
+    pub(crate) fn begin_flush(&self, only: Option<DestinationId>) -> Result<Begun, FlushError> {
+        let mut state = self.lock();
+        let destinations = only.map_or_else(|| attached(&state), |only| smallvec![only]);
+        if destinations.is_empty() {
+            return Ok(Begun::Ended(Flushed::NoDestination));
+        }
+        if self.is_settled(&mut state, &destinations) {
+            return Ok(Begun::Ended(Flushed::Acked(destinations.len())));
+        }
+        start(&mut state, only, &destinations)
+    }
+
+    /// How a flush has ended, if it has; else the destinations ring when they acknowledge more, and `task` is told then.
+    pub(crate) fn poll_flush(
+        &self,
+        ticket: &Ticket,
+        deadline: Option<Instant>,
+        task: Option<&Waker>,
+    ) -> Option<Result<Flushed, FlushError>> {
+        let mut state = self.lock();
+        let outcome = self.look(&mut state, ticket, deadline);
+        if let (None, Some(task)) = (&outcome, task) {
+            state.set_flush_task(ticket.slot, task);
+        }
+        outcome
+    }
+
+    /// Who owes acks to a flush, and how many.
+    pub(crate) fn flush_left(&self, ticket: &Ticket) -> Vec<(DestinationId, usize)> {
+        let mut state = self.lock();
+        self.drain_acks(&mut state);
+        left_and_gone(&state, ticket).0
+    }
+
+    /// Gives the place of a flush to others.
+    pub(crate) fn cancel_flush(&self, ticket: &Ticket) {
+        self.lock().end_flush(ticket.slot);
+    }
+
+    /// Takes acks in, and asks to be rung for more; answers how a flush has ended, if it has.
+    fn look(
+        &self,
+        state: &mut State<P>,
+        ticket: &Ticket,
+        deadline: Option<Instant>,
+    ) -> Option<Result<Flushed, FlushError>> {
+        self.await_acks(state);
+        match flush_outcome(state, ticket, deadline) {
+            Some(acked @ Flushed::Acked(_)) => Some(Ok(acked)),
+            // Its destinations are gone because it is.
+            _ if state.is_closing() => Some(Err(FlushError::Closed)),
+            Some(outcome) => Some(Ok(outcome)),
+            None => None,
+        }
+    }
+}
+
+/// A flush that waits: its place, and for whom.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    slot: usize,
+    destinations: Destinations,
+}
+
+/// How a flush has begun.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// With its end.
+    Ended(Flushed),
+    Waits(Ticket),
+}
+
+/// Notes down what is waited for.
+fn start<P: Platform>(
+    state: &mut State<P>,
+    only: Option<DestinationId>,
+    destinations: &[DestinationId],
+) -> Result<Begun, FlushError> {
+    let session = only.map(|only| state.links.iter().flatten().find(|link| link.id == only));
+    let session = match session {
+        Some(None) => return Ok(Begun::Ended(Flushed::Gone(destinations.to_vec()))),
+        Some(Some(link)) => Some(link.session),
+        None => None,
+    };
+    let slot = state.start_flush(session).ok_or(FlushError::TooMany)?;
+    Ok(Begun::Waits(Ticket { slot, destinations: destinations.into() }))
 }
 
 fn attached<P: Platform>(state: &State<P>) -> Destinations {
@@ -97,22 +180,32 @@ fn attached<P: Platform>(state: &State<P>) -> Destinations {
 /// How a flush ended, if it has.
 fn flush_outcome<P: Platform>(
     state: &State<P>,
-    flush: usize,
-    destinations: &[DestinationId],
-    deadline: Instant,
+    ticket: &Ticket,
+    deadline: Option<Instant>,
 ) -> Option<Flushed> {
+    let (left, gone) = left_and_gone(state, ticket);
+    if !left.is_empty() {
+        let is_over = deadline.is_some_and(|deadline| P::now() >= deadline);
+        return is_over.then_some(Flushed::TimedOut(left));
+    }
+    Some(if gone.is_empty() { Flushed::Acked(ticket.destinations.len()) } else { Flushed::Gone(gone) })
+}
+
+/// Who owes acks to a flush, and how many; and who went away.
+fn left_and_gone<P: Platform>(
+    state: &State<P>,
+    ticket: &Ticket,
+) -> (Vec<(DestinationId, usize)>, Vec<DestinationId>) {
+    let Ticket { slot, destinations } = ticket;
     let mut left = Vec::new();
     let mut gone = destinations.to_vec();
     // One that was given up is as good as gone, and has not applied what it owed.
     for link in state.links.iter().flatten().filter(|link| !state.core.is_overrun(link.session)) {
         gone.retain(|id| *id != link.id);
         if destinations.contains(&link.id) {
-            left.push((link.id, state.core.flush_left(link.session, flush)));
+            left.push((link.id, state.core.flush_left(link.session, *slot)));
         }
     }
     left.retain(|&(_, entries)| entries > 0);
-    if !left.is_empty() {
-        return (P::now() >= deadline).then_some(Flushed::TimedOut(left));
-    }
-    Some(if gone.is_empty() { Flushed::Acked(destinations.len()) } else { Flushed::Gone(gone) })
+    (left, gone)
 }

@@ -11,6 +11,12 @@
 //!
 //! Afterwards nothing more is said on the socket: its hang-up is the peer's death notice. Neither side waits for the
 //! other while it greets; who says nothing is given up after [`GREETING_TIMEOUT`].
+//!
+//! Where no descriptors can be passed, both sides name segments instead (`named`, with the feature `named-region`), and
+//! then ring on the socket. Each side says which it means; who means the other is refused.
+
+#[cfg(feature = "named-region")]
+pub(crate) mod named;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,7 +25,11 @@ use std::time::{Duration, Instant};
 
 use super::incoming::IncomingLink;
 use super::outgoing::OutgoingLink;
-use super::peer::LinuxPeer;
+use super::peer::{Doorbells, LinuxPeer};
+#[cfg(feature = "named-region")]
+use super::rendezvous::bind::BindError;
+#[cfg(feature = "named-region")]
+use super::rendezvous::lease::Lease;
 use crate::proto::source::SessionId;
 use crate::region::layout::{self, Header, Kind};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
@@ -30,7 +40,7 @@ use crate::subscription::Subscription;
 use crate::sys::bell::{Bell, Ringer, RingerError};
 use crate::sys::process::{self, Credentials, Pidfd};
 use crate::sys::socket::{ReceiveError, Received, Sent, Socket};
-use crate::wire::{Accept, Hello, Refusal, Reply, WireError};
+use crate::wire::{Accept, Hello, Offer, Refusal, Reply, WireError};
 
 /// The longest that a peer may take to say what it has to say.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,11 +70,34 @@ pub enum GreetingError {
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The peer passed another number of descriptors.
-    #[error("the peer's greeting came with {found} file descriptors, expected {FDS}")]
+    #[error("the peer's greeting came with {found} file descriptors, expected {expected}")]
     Descriptors {
         /// How many came.
         found: usize,
+        /// How many were expected.
+        expected: usize,
     },
+    /// The peer means another kind of region.
+    #[error(
+        "the peer has {found}, expected {expected}; choose the same region on both sides (SourceOptions::region, \
+         DestinationOptions::region, with the feature named-region)"
+    )]
+    RegionKind {
+        /// What the peer has.
+        found: &'static str,
+        /// What this side has.
+        expected: &'static str,
+    },
+    /// This side's segments would be left behind if it were killed.
+    #[cfg(feature = "named-region")]
+    #[error("no segments can be made without a lease: {0}")]
+    Lease(BindError),
+    /// The destination waits in a way that this source was not built for.
+    #[cfg(feature = "named-region")]
+    #[error(
+        "the destination waits through raw_sync, for which this source was not built (feature wait-raw-sync)"
+    )]
+    NoEvents,
     /// The peer's region cannot be used, or none could be made.
     #[error(transparent)]
     Region(#[from] RegionError),
@@ -104,6 +137,12 @@ impl AllowedUsers {
         AllowedUsers(users)
     }
 
+    /// Segments have one user, and no others can open them.
+    #[cfg(feature = "named-region")]
+    pub(crate) fn own_only() -> AllowedUsers {
+        AllowedUsers(vec![process::own_uid()])
+    }
+
     fn check(&self, socket: BorrowedFd<'_>) -> Result<Credentials, GreetingError> {
         let peer = process::peer_credentials(socket)?;
         if !self.0.contains(&peer.uid) {
@@ -113,12 +152,38 @@ impl AllowedUsers {
     }
 }
 
+/// How this side's regions reach its peers, and theirs this side.
+#[derive(Debug)]
+pub(crate) enum Means {
+    /// As descriptors that come with the greetings.
+    Descriptors,
+    /// Under names, which are this side's as long as it holds the lease.
+    #[cfg(feature = "named-region")]
+    Names { _lease: Lease },
+}
+
+impl Means {
+    fn describe(&self) -> &'static str {
+        match self {
+            Means::Descriptors => DESCRIPTORS,
+            #[cfg(feature = "named-region")]
+            Means::Names { .. } => NAMES,
+        }
+    }
+
+    /// The peer means another kind than this side.
+    fn mismatch(&self, theirs: &'static str) -> GreetingError {
+        GreetingError::RegionKind { found: theirs, expected: self.describe() }
+    }
+}
+
 /// What a source needs in order to answer a destination.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) epoch: u64,
     pub(crate) ring_bytes: u64,
     pub(crate) allowed: AllowedUsers,
+    pub(crate) means: Means,
 }
 
 /// Everything that a link is made of, before it has a session.
@@ -126,10 +191,16 @@ pub(crate) struct Welcomed {
     pub(crate) subscription: Subscription,
     credentials: Credentials,
     pidfd: Pidfd,
-    bell: Bell,
-    ringer: Ringer,
-    changes: Producer<ProducerMapping>,
-    acks: Consumer<ConsumerMapping>,
+    joined: Joined,
+    ack_ring_bytes: u64,
+    change_ring_bytes: u64,
+}
+
+/// Both regions and the doorbells between their makers.
+struct Joined {
+    ours: Arc<OwnRegion>,
+    theirs: Arc<PeerRegion>,
+    doorbells: Doorbells,
 }
 
 impl Host {
@@ -144,37 +215,57 @@ impl Host {
     }
 
     fn try_answer(&self, socket: &Socket) -> Result<Option<Welcomed>, GreetingError> {
-        let peer = self.allowed.check(socket.as_fd())?;
+        let credentials = self.allowed.check(socket.as_fd())?;
         let Some((message, fds)) = receive(socket)? else { return Ok(None) };
         let hello = Hello::decode(&message)?;
-        let [region, bell_end] = two(fds)?;
         let theirs =
             Header { kind: Kind::Ack, ring_bytes: hello.ack_ring_bytes, identity: hello.incarnation };
-        let theirs = Arc::new(PeerRegion::open(region, theirs, MAX_ACK_RING_BYTES)?);
-        let ringer = Ringer::from_fd(bell_end)?;
         let ours = Header { kind: Kind::Change, ring_bytes: self.ring_bytes, identity: self.epoch };
-        let ours = Arc::new(OwnRegion::create(ours)?);
-        let (bell, their_end) = Bell::new()?;
-        let pidfd = Pidfd::of_peer(socket.as_fd())?;
-        let accept = Accept { epoch: self.epoch, change_ring_bytes: self.ring_bytes };
-        send(socket, &accept.encode(), [ours.fd(), their_end.as_fd()])?;
+        let pidfd = Pidfd::of_peer(socket.as_fd());
+        let joined = match (&self.means, hello.offer) {
+            (Means::Descriptors, Offer::Descriptors) => {
+                let [region, bell_end] = exactly(fds)?;
+                let theirs = Arc::new(PeerRegion::open(region, theirs, MAX_ACK_RING_BYTES)?);
+                let ringer = Ringer::from_fd(bell_end)?;
+                let ours = Arc::new(OwnRegion::create(ours)?);
+                let (bell, their_end) = Bell::new()?;
+                let accept = self.accept(None);
+                send(socket, &accept.encode(), &[ours.fd(), their_end.as_fd()])?;
+                Joined { ours, theirs, doorbells: Doorbells::Passed { bell, ringer } }
+            }
+            #[cfg(feature = "named-region")]
+            (Means::Names { .. }, Offer::Segment { number, event }) => {
+                exactly::<0>(fds)?;
+                self.answer_by_name(socket, ours, theirs, number, event)?
+            }
+            (means, Offer::Segment { .. }) => return Err(means.mismatch(NAMES)),
+            #[cfg(feature = "named-region")]
+            (means, Offer::Descriptors) => return Err(means.mismatch(DESCRIPTORS)),
+        };
         Ok(Some(Welcomed {
             subscription: hello.subscription,
-            credentials: peer,
-            pidfd,
-            bell,
-            ringer,
-            changes: Producer::new(ProducerMapping::new(ours.clone(), theirs.clone()), self.ring_bytes),
-            acks: Consumer::new(ConsumerMapping::new(ours, theirs), hello.ack_ring_bytes),
+            credentials,
+            pidfd: pidfd?,
+            joined,
+            ack_ring_bytes: hello.ack_ring_bytes,
+            change_ring_bytes: self.ring_bytes,
         }))
+    }
+
+    fn accept(&self, segment: Option<u64>) -> Accept {
+        Accept { epoch: self.epoch, change_ring_bytes: self.ring_bytes, segment }
     }
 }
 
 impl Welcomed {
     pub(crate) fn into_link(self, session: SessionId, attachment: u64, socket: Socket) -> OutgoingLink {
-        let Welcomed { credentials, pidfd, bell, ringer, changes, acks, .. } = self;
-        let id = DestinationId { pid: credentials.pid.unsigned_abs(), attachment };
-        OutgoingLink::new(session, id, LinuxPeer { socket, pidfd, bell, ringer }, changes, acks)
+        let id = DestinationId { pid: self.credentials.pid.unsigned_abs(), attachment };
+        let Joined { ours, theirs, doorbells } = self.joined;
+        let changes =
+            Producer::new(ProducerMapping::new(ours.clone(), theirs.clone()), self.change_ring_bytes);
+        let acks = Consumer::new(ConsumerMapping::new(ours, theirs), self.ack_ring_bytes);
+        let peer = LinuxPeer { socket, pidfd: self.pidfd, doorbells };
+        OutgoingLink::new(session, id, peer, changes, acks)
     }
 }
 
@@ -183,10 +274,18 @@ impl Welcomed {
 pub(crate) struct Greeting {
     socket: Socket,
     peer: Credentials,
-    region: OwnRegion,
+    region: Arc<OwnRegion>,
     ring_bytes: u64,
-    bell: Bell,
+    bell: OfferedBell,
     deadline: Instant,
+}
+
+/// Where a destination will wait.
+#[derive(Debug)]
+enum OfferedBell {
+    Passed(Bell),
+    #[cfg(feature = "named-region")]
+    Named(Doorbells),
 }
 
 impl Greeting {
@@ -200,8 +299,18 @@ impl Greeting {
         let ring_bytes = hello.ack_ring_bytes;
         let region = OwnRegion::create(Header { kind: Kind::Ack, ring_bytes, identity: hello.incarnation })?;
         let (bell, their_end) = Bell::new()?;
-        send(&socket, &hello.encode(), [region.fd(), their_end.as_fd()])?;
-        Ok(Greeting { socket, peer, region, ring_bytes, bell, deadline: Instant::now() + GREETING_TIMEOUT })
+        send(&socket, &hello.encode(), &[region.fd(), their_end.as_fd()])?;
+        Ok(Greeting::said(socket, peer, Arc::new(region), ring_bytes, OfferedBell::Passed(bell)))
+    }
+
+    fn said(
+        socket: Socket,
+        peer: Credentials,
+        region: Arc<OwnRegion>,
+        ring_bytes: u64,
+        bell: OfferedBell,
+    ) -> Greeting {
+        Greeting { socket, peer, region, ring_bytes, bell, deadline: Instant::now() + GREETING_TIMEOUT }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -220,17 +329,31 @@ impl Greeting {
             Reply::Accepted(accept) => accept,
             Reply::Refused(Refusal(reason)) => return Err(GreetingError::Refused(printable(&reason))),
         };
-        let [region, bell_end] = two(fds)?;
         let theirs =
             Header { kind: Kind::Change, ring_bytes: accept.change_ring_bytes, identity: accept.epoch };
-        let theirs = Arc::new(PeerRegion::open(region, theirs, layout::MAX_RING_BYTES)?);
-        let ours = Arc::new(self.region);
+        let (theirs, doorbells) = match (self.bell, accept.segment) {
+            (OfferedBell::Passed(bell), None) => {
+                let [region, bell_end] = exactly(fds)?;
+                let theirs = PeerRegion::open(region, theirs, layout::MAX_RING_BYTES)?;
+                (theirs, Doorbells::Passed { bell, ringer: Ringer::from_fd(bell_end)? })
+            }
+            #[cfg(feature = "named-region")]
+            (OfferedBell::Named(doorbells), Some(number)) => {
+                exactly::<0>(fds)?;
+                (PeerRegion::open_named(number, theirs, layout::MAX_RING_BYTES, false)?, doorbells)
+            }
+            (OfferedBell::Passed(_), Some(_)) => return Err(Means::Descriptors.mismatch(NAMES)),
+            #[cfg(feature = "named-region")]
+            (OfferedBell::Named(_), None) => {
+                return Err(GreetingError::RegionKind { found: DESCRIPTORS, expected: NAMES });
+            }
+        };
+        let (ours, theirs) = (self.region, Arc::new(theirs));
         let pidfd = Pidfd::of_peer(self.socket.as_fd())?;
         let changes =
             Consumer::new(ConsumerMapping::new(ours.clone(), theirs.clone()), accept.change_ring_bytes);
         let acks = Producer::new(ProducerMapping::new(ours, theirs), self.ring_bytes);
-        let ringer = Ringer::from_fd(bell_end)?;
-        let peer = LinuxPeer { socket: self.socket, pidfd, bell: self.bell, ringer };
+        let peer = LinuxPeer { socket: self.socket, pidfd, doorbells };
         let link = IncomingLink::new(peer, changes, acks, accept.change_ring_bytes);
         Ok(Ok(Attached { link, epoch: accept.epoch, pid: self.peer.pid }))
     }
@@ -250,13 +373,17 @@ pub(crate) struct Attached {
     pub(crate) pid: i32,
 }
 
+/// What a side has, in the words of [`GreetingError::RegionKind`].
+const DESCRIPTORS: &str = "regions that are passed as descriptors (memfd)";
+const NAMES: &str = "regions with names";
+
 /// A peer's words, for a terminal or a log.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-fn send(socket: &Socket, message: &[u8], fds: [BorrowedFd<'_>; FDS]) -> Result<(), GreetingError> {
-    match socket.send(message, &fds)? {
+fn send(socket: &Socket, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), GreetingError> {
+    match socket.send(message, fds)? {
         Sent::Done => Ok(()),
         Sent::Closed => Err(GreetingError::HungUp),
         Sent::WouldBlock => Err(GreetingError::Io(io::ErrorKind::WouldBlock.into())),
@@ -268,7 +395,7 @@ type Message = (Vec<u8>, Vec<OwnedFd>);
 
 /// The peer's greeting, if it has come.
 fn receive(socket: &Socket) -> Result<Option<Message>, GreetingError> {
-    let mut message = vec![0; Hello::MAX_BYTES];
+    let mut message = vec![0; Hello::LONGEST_BYTES];
     match socket.recv(&mut message, FDS)? {
         Received::WouldBlock => Ok(None),
         Received::Closed => Err(GreetingError::HungUp),
@@ -279,8 +406,8 @@ fn receive(socket: &Socket) -> Result<Option<Message>, GreetingError> {
     }
 }
 
-fn two(fds: Vec<OwnedFd>) -> Result<[OwnedFd; FDS], GreetingError> {
-    fds.try_into().map_err(|fds: Vec<OwnedFd>| GreetingError::Descriptors { found: fds.len() })
+fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], GreetingError> {
+    fds.try_into().map_err(|fds: Vec<OwnedFd>| GreetingError::Descriptors { found: fds.len(), expected: N })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::LinkError;
 use super::kept::Kept;
-use super::platform::{Heard, Linux, Peer, Platform, Waits};
+use super::platform::{Linux, Peer, Platform};
 use crate::proto::destination::{DestinationCore, Event};
 use crate::ring::{Consumer, Producer};
 
@@ -212,15 +212,8 @@ impl<P: Platform> IncomingLink<P> {
 
     /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring.
     pub(crate) fn is_source_gone(&self, waits: &mut P::Waits) -> Result<bool, LinkError> {
-        let heard = self.hear(Some(P::now()), waits)?;
+        let heard = self.peer.hear(Some(P::now()), waits)?;
         if heard.spoke { Err(LinkError::Spoke) } else { Ok(heard.gone) }
-    }
-
-    fn hear(&self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Heard, LinkError> {
-        waits.clear();
-        let at = self.peer.watch(waits);
-        waits.wait(deadline)?;
-        Ok(P::Peer::heard(waits, at))
     }
 
     fn wait_rung(
@@ -229,14 +222,42 @@ impl<P: Platform> IncomingLink<P> {
         deadline: Option<Instant>,
         waits: &mut P::Waits,
     ) -> Result<Woken, LinkError> {
+        if self.must_stay_awake(core)? { Ok(Woken::NotAsleep) } else { self.listen(deadline, waits) }
+    }
+
+    /// Tells the source that this side sleeps from now on, and is woken by an event loop. `false` if there is something to be
+    /// done after all: then it does not sleep.
+    pub(crate) fn fall_asleep(&mut self, core: &DestinationCore) -> Result<bool, LinkError> {
+        self.changes.start_waiting();
+        if self.must_stay_awake(core)? {
+            self.changes.stop_waiting();
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// After a sleep that an event loop has ended.
+    pub(crate) fn wake_up(&mut self, waits: &mut P::Waits) -> Result<Woken, LinkError> {
+        self.changes.stop_waiting();
+        self.listen(Some(P::now()), waits)
+    }
+
+    /// What ends a sleep.
+    pub(crate) fn watch(&self, waits: &mut P::Waits) {
+        self.peer.watch(waits);
+    }
+
+    /// Whether there is something to be done. To be asked once the source was told that this side sleeps.
+    fn must_stay_awake(&mut self, core: &DestinationCore) -> Result<bool, LinkError> {
         // Records that may not be consumed yet are no reason to stay awake: the source rings for room in the ack ring.
         if !core.is_congested() && !self.changes.is_empty()? {
-            return Ok(Woken::NotAsleep);
+            return Ok(true);
         }
-        if self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)? {
-            return Ok(Woken::NotAsleep);
-        }
-        let heard = self.hear(deadline, waits)?;
+        Ok(self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)?)
+    }
+
+    fn listen(&mut self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Woken, LinkError> {
+        let heard = self.peer.hear(deadline, waits)?;
         if heard.rung {
             self.peer.clear()?;
         }

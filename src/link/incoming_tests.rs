@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::link::greeting::{AllowedUsers, Greeting};
-use crate::link::peer::LinuxPeer;
+use crate::link::peer::{Doorbells, LinuxPeer};
 use crate::link::rendezvous;
 use crate::link::rendezvous::place::{Place, RuntimeDir};
 use crate::source::{Flushed, Source};
 use crate::subscription::Subscription;
+use crate::sys::bell::{Bell, Ringer};
 use crate::sys::poll::PollSet;
-use crate::wire::{Ack, Hello};
+use crate::wire::{Ack, Hello, Offer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,7 +38,12 @@ fn attach(dir: &tempfile::TempDir) -> IncomingLink {
 fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
     let place = Place::new(RuntimeDir::locate(Some(dir.path())).unwrap(), "s").unwrap();
     let socket = rendezvous::connect(&place).unwrap();
-    let hello = Hello { incarnation: 1, ack_ring_bytes, subscription: Subscription::all() };
+    let hello = Hello {
+        incarnation: 1,
+        ack_ring_bytes,
+        offer: Offer::Descriptors,
+        subscription: Subscription::all(),
+    };
     let mut greeting = Greeting::start(socket, &hello, &AllowedUsers::new(&[])).unwrap();
     loop {
         greeting = match greeting.finish().unwrap() {
@@ -45,6 +51,16 @@ fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
             Err(greeting) => greeting,
         };
         std::thread::yield_now();
+    }
+}
+
+/// The doorbells of a link that has passed them.
+#[allow(clippy::infallible_destructuring_match, reason = "there are others with other features")]
+fn passed(doorbells: Doorbells) -> (Bell, Ringer) {
+    match doorbells {
+        Doorbells::Passed { bell, ringer } => (bell, ringer),
+        #[cfg(feature = "named-region")]
+        other => panic!("{other:?}"),
     }
 }
 
@@ -67,7 +83,7 @@ fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
         let flush = scope.spawn(|| source.flush(PATIENCE).unwrap());
         until("the flush to wait", || table.lock().unwrap().is_flushing());
         write_bad_ack(&mut hostile);
-        hostile.peer.ringer.ring().unwrap();
+        hostile.peer.ring().unwrap();
         assert!(matches!(flush.join().unwrap(), Flushed::Gone(gone) if gone.len() == 1));
     });
     assert_eq!(source.stats().broken, 1);
@@ -138,7 +154,8 @@ fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
 fn a_destination_that_gives_up_its_bell_is_gone_and_costs_no_cpu() {
     let dir = tempfile::tempdir().unwrap();
     let source = source(&dir);
-    let LinuxPeer { socket: _socket, pidfd: _pidfd, bell: _bell, ringer } = attach(&dir).peer;
+    let LinuxPeer { socket: _socket, pidfd: _pidfd, doorbells } = attach(&dir).peer;
+    let (_bell, ringer) = passed(doorbells);
     until("the attach", || source.stats().destinations.len() == 1);
     drop(ringer);
     until("the source gives it up", || source.stats().destinations.is_empty());
@@ -153,7 +170,9 @@ fn a_source_that_gives_up_its_bell_is_gone() {
     let mut set = PollSet::new();
     assert!(!link.is_source_gone(&mut set).unwrap());
     // on our own end, as the source's is out of reach; it shows in the same way
-    let bell = std::os::fd::AsRawFd::as_raw_fd(&link.peer.bell.as_fd());
+    #[allow(irrefutable_let_patterns, reason = "there are others with other features")]
+    let Doorbells::Passed { bell, .. } = &link.peer.doorbells else { unreachable!("they were passed") };
+    let bell = std::os::fd::AsRawFd::as_raw_fd(&bell.as_fd());
     nix::sys::socket::shutdown(bell, nix::sys::socket::Shutdown::Both).unwrap();
     assert!(link.is_source_gone(&mut set).unwrap());
 }

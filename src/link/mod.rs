@@ -2,7 +2,8 @@
 //!
 //! [`rendezvous`] is where they find each other, [`greeting`] how they agree on a link, [`outgoing`] and [`incoming`] the
 //! link itself as the source and the destination see it. A source's links are [`shared`] by its publishers and its [`timer`],
-//! whose thread is [`service`]; [`application`] is what that is asked for, [`flush`] how one waits for acks. [`platform`] is
+//! which goes round in [`service`], on a thread of
+//! its own or in a [`polled`] source; [`application`] is what that is asked for, [`flush`] how one waits for acks. [`platform`] is
 //! what all of this stands on, with [`peer`] as the process at a link's other end.
 
 pub(crate) mod application;
@@ -15,6 +16,7 @@ mod models;
 pub(crate) mod outgoing;
 pub(crate) mod peer;
 pub(crate) mod platform;
+pub(crate) mod polled;
 pub(crate) mod rendezvous;
 pub(crate) mod service;
 pub(crate) mod shared;

@@ -53,6 +53,17 @@ pub(crate) trait Peer<W>: Debug {
 
     /// What the last wait found.
     fn heard(waits: &W, at: usize) -> Heard;
+
+    /// Waits for it alone, until the deadline at the latest; it may be over sooner for no reason.
+    fn hear(&self, deadline: Option<Instant>, waits: &mut W) -> io::Result<Heard>
+    where
+        W: Waits,
+    {
+        waits.clear();
+        let at = self.watch(waits);
+        waits.wait(deadline)?;
+        Ok(Self::heard(waits, at))
+    }
 }
 
 /// What a wait found out about a peer.

@@ -1,7 +1,8 @@
-//! The source's timer thread: takes destinations in, and does what the [`timer`](super::timer) has to do.
+//! What a source does besides publishing, whoever drives it: takes destinations in, and does what the [`timer`](super::timer)
+//! has to do. A round is [`Service::watch`], a wait for what it has watched, [`Service::turn`].
 //!
-//! It sleeps in one `ppoll` on everything that can happen, until the next resend is due; with nothing unacknowledged it does
-//! not wake.
+//! The source's timer thread goes round in [`Service::run`]. It sleeps in one `ppoll` on everything that can happen, until the
+//! next resend is due; with nothing unacknowledged it does not wake. An event loop goes round in [`polled`](super::polled).
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -11,13 +12,15 @@ use super::greeting::{GREETING_TIMEOUT, GreetingError, Host};
 use super::rendezvous::bind::SourceListener;
 use super::shared::Shared;
 use super::timer::{Timer, earlier};
+use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet};
 use crate::sys::socket::Socket;
 
-/// The timer thread's own things.
+/// What goes round.
 #[derive(Debug)]
 pub(crate) struct Service {
     shared: Arc<Shared>,
+    creator: Creator,
     timer: Timer,
     door: Door,
     waits: PollSet,
@@ -32,6 +35,17 @@ struct Door {
     strangers: Vec<(Socket, Instant)>,
     /// Not before then is the listener looked at.
     accept_from: Option<Instant>,
+    /// How many have come, and how many have ceased to be strangers.
+    moves: u64,
+}
+
+/// Who goes round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Drive {
+    /// A thread that has nothing else to do.
+    OwnThread,
+    /// An event loop, which must not be held up.
+    Loop,
 }
 
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
@@ -40,29 +54,68 @@ const MAX_STRANGERS: usize = 64;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 impl Service {
-    pub(crate) fn new(shared: Arc<Shared>, host: Host, listener: SourceListener) -> Service {
-        let timer = Timer::new(shared.clone());
-        let door = Door { host, listener, strangers: Vec::new(), accept_from: None };
-        Service { shared, timer, door, waits: PollSet::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        creator: Creator,
+        host: Host,
+        listener: SourceListener,
+        drive: Drive,
+    ) -> Service {
+        let timer = Timer::new(shared.clone(), drive == Drive::OwnThread);
+        let door = Door { host, listener, strangers: Vec::new(), accept_from: None, moves: 0 };
+        Service { shared, creator, timer, door, waits: PollSet::new() }
     }
 
     /// Runs until [`Shared::close`].
     pub(crate) fn run(mut self) {
-        // However the thread ends, by a panic of its own at the worst: the source is closed then, and its destinations
-        // see that.
-        let _closes = CloseAtEnd(self.shared.clone());
-        loop {
-            self.waits.clear();
-            let greetings = self.door.watch(&mut self.waits);
-            let Some(links) = self.timer.watch(&mut self.waits) else { return };
-            if let Err(error) = self.waits.wait(earlier(greetings, links)) {
+        while let Some(deadline) = self.watch() {
+            if let Err(error) = self.waits.wait(deadline) {
                 // No memory or too many descriptors: both may pass, and the deadline still holds.
-                self.shared.lock().counters.last_error = Some(format!("waiting failed: {error}"));
+                self.note(&error);
                 std::thread::sleep(ACCEPT_RETRY);
             }
-            self.timer.turn(&self.waits);
-            self.door.greet(&self.shared);
-            self.door.accept(&self.shared);
+            self.turn();
+        }
+    }
+
+    /// Watches all that can happen; answers when to wake at the latest, or `None` if the source is closing.
+    pub(super) fn watch(&mut self) -> Option<Option<Instant>> {
+        self.waits.clear();
+        let greetings = self.door.watch(&mut self.waits);
+        let links = self.timer.watch(&mut self.waits)?;
+        Some(earlier(greetings, links))
+    }
+
+    /// Does what is to be done after a wait.
+    pub(super) fn turn(&mut self) {
+        self.timer.turn(&self.waits);
+        self.door.greet(&self.shared);
+        self.door.accept(&self.shared);
+    }
+
+    /// What is watched.
+    pub(super) fn waits(&mut self) -> &mut PollSet {
+        &mut self.waits
+    }
+
+    /// Another number whenever one of the descriptors that are watched was opened or closed.
+    pub(super) fn opened(&self) -> u64 {
+        self.door.moves + self.timer.closed()
+    }
+
+    /// Notes down that a wait has failed.
+    pub(super) fn note(&self, error: &std::io::Error) {
+        self.shared.lock().counters.last_error = Some(format!("waiting failed: {error}"));
+    }
+}
+
+/// However it ends, by a panic of its own at the worst: the source is closed then, and its destinations see that. Tables may
+/// outlive it, and must not keep its links alive.
+impl Drop for Service {
+    fn drop(&mut self) {
+        // In a forked child there is no lock that could be relied upon.
+        if self.creator.is_this_process() {
+            self.shared.end();
         }
     }
 }
@@ -88,6 +141,7 @@ impl Door {
                 Ok(None) if since.elapsed() >= GREETING_TIMEOUT => Err(GreetingError::TimedOut),
                 answer => answer,
             };
+            self.moves += u64::from(!matches!(answer, Ok(None)));
             match answer {
                 Ok(None) => self.strangers.push((socket, since)),
                 Ok(Some(welcomed)) => {
@@ -116,6 +170,7 @@ impl Door {
                         shared.lock().refuse(&GreetingError::Crowded { others: MAX_STRANGERS });
                     }
                     self.strangers.push((socket, Instant::now()));
+                    self.moves += 1;
                     shared.wake.wake();
                 }
                 Err(error) => {
@@ -126,14 +181,5 @@ impl Door {
                 }
             }
         }
-    }
-}
-
-/// Closes the source when it is dropped: tables may outlive it, and must not keep its links alive.
-struct CloseAtEnd(Arc<Shared>);
-
-impl Drop for CloseAtEnd {
-    fn drop(&mut self) {
-        self.0.end();
     }
 }

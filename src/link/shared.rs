@@ -8,6 +8,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Waker;
 use std::time::Instant;
 
 use super::LinkError;
@@ -45,6 +46,8 @@ pub(crate) struct State<P: Platform = Linux> {
     pub(crate) links: Vec<Option<OutgoingLink<P>>>,
     /// A bit for each flush that waits.
     flushes: u16,
+    /// Those among them that do not wait on a thread, and what is to be told.
+    flush_tasks: Vec<(usize, Waker)>,
     closing: bool,
     pub(crate) counters: ServiceCounters,
 }
@@ -73,6 +76,7 @@ impl<P: Platform> Shared<P> {
             core,
             links: Vec::new(),
             flushes: 0,
+            flush_tasks: Vec::new(),
             closing: false,
             counters: ServiceCounters::default(),
         };
@@ -211,8 +215,10 @@ impl<P: Platform> Shared<P> {
         let mut state = self.lock();
         state.closing = true;
         let links: Vec<_> = (0..state.links.len()).map(|session| state.take_link(session)).collect();
+        let tasks = state.take_flush_tasks();
         drop(state);
         self.tell_flushes();
+        tasks.into_iter().for_each(Waker::wake);
         // Unmapping them may take long.
         drop(links);
     }
@@ -251,6 +257,18 @@ impl<P: Platform> State<P> {
     pub(crate) fn end_flush(&mut self, flush: usize) {
         self.core.end_flush(flush);
         self.flushes &= !(1 << flush);
+        self.flush_tasks.retain(|(waits, _)| *waits != flush);
+    }
+
+    /// Has that task woken, in place of the one before, once there is news for a flush.
+    pub(super) fn set_flush_task(&mut self, flush: usize, task: &Waker) {
+        self.flush_tasks.retain(|(waits, _)| *waits != flush);
+        self.flush_tasks.push((flush, task.clone()));
+    }
+
+    /// The tasks to wake, once the lock is free.
+    pub(super) fn take_flush_tasks(&mut self) -> Vec<Waker> {
+        self.flush_tasks.drain(..).map(|(_, task)| task).collect()
     }
 
     /// Whether a link's ring was full, and the destination has yet to say that there is room.

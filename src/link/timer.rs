@@ -1,4 +1,5 @@
-//! The timer's work on the links: sends again what is due, makes use of room, asks the application, notices deaths.
+//! The timer's work on the links: sends again what is due, makes use of room, asks the application, notices deaths. Whose
+//! thread does it is not settled here: the source's own ([`service`](super::service)), or the application's ([`polled`](super::polled)).
 //!
 //! It holds the lock for one link at a time and for a bounded number of frames. With nothing unacknowledged there is no
 //! deadline, and nothing to do until something happens.
@@ -6,6 +7,7 @@
 //! A round is [`Timer::watch`], then a wait for what it has watched or until what it has answered, then [`Timer::turn`].
 
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::LinkError;
@@ -21,8 +23,12 @@ use crate::proto::source::{SessionId, Unreadable};
 pub(crate) struct Timer<P: Platform = Linux> {
     shared: Arc<Shared<P>>,
     watched: Vec<Watched>,
+    /// A full ring may be looked at for a while: the thread has nothing else to do.
+    lingers: bool,
     /// A link has more to do, and need not wait for anything.
     more: bool,
+    /// Links that were given up.
+    closed: u64,
     /// Where data is copied that must be read first.
     snapshot: Vec<u8>,
 }
@@ -44,8 +50,14 @@ const AWAKE_FOR_ROOM: Duration = Duration::from_micros(500);
 const READS_PER_TURN: u32 = 64;
 
 impl<P: Platform> Timer<P> {
-    pub(crate) fn new(shared: Arc<Shared<P>>) -> Timer<P> {
-        Timer { shared, watched: Vec::new(), more: false, snapshot: Vec::new() }
+    /// One that `lingers` may spend half a millisecond per turn in looking at a ring that is full; another never waits.
+    pub(crate) fn new(shared: Arc<Shared<P>>, lingers: bool) -> Timer<P> {
+        Timer { shared, watched: Vec::new(), lingers, more: false, closed: 0, snapshot: Vec::new() }
+    }
+
+    /// How many links it has given up so far.
+    pub(super) fn closed(&self) -> u64 {
+        self.closed
     }
 
     /// Watches all links and the alarm; answers when to wake at the latest, or `None` if the source is closing.
@@ -79,7 +91,7 @@ impl<P: Platform> Timer<P> {
     }
 
     /// Does what is to be done on one link; answers whether there is more.
-    fn serve(&self, watched: Watched, waits: &P::Waits) -> bool {
+    fn serve(&mut self, watched: Watched, waits: &P::Waits) -> bool {
         let heard = P::Peer::heard(waits, watched.at);
         let mut guard = self.shared.lock_for_timer();
         let state = &mut *guard;
@@ -115,12 +127,15 @@ impl<P: Platform> Timer<P> {
         let more = pumped == Pumped::Budget && !link.awaits_room;
         let is_full = pumped == Pumped::Full && link.failed.is_none();
         let dead = if heard.gone || link.failed.is_some() { state.take_link(session) } else { None };
+        self.closed += u64::from(dead.is_some());
+        let tasks = state.take_flush_tasks();
         if state.is_flushing() {
             // They ask to be rung anew: this turn has said that the source is awake.
             self.shared.tell_flushes();
         }
         drop(guard);
-        if is_full && !heard.gone {
+        tasks.into_iter().for_each(Waker::wake);
+        if is_full && !heard.gone && self.lingers {
             return self.await_room(session);
         }
         more && dead.is_none()

@@ -11,6 +11,8 @@
 //!  384 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ producer waits u64  of the ring that the creator produces into        │ around sleeps
 //!      │ consumer waits u64  of the ring that the creator consumes from        │ around sleeps
+//! 1024 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ event               where the creator waits, with `wait-raw-sync` only │ around sleeps
 //! 4096 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ data                of the ring that the creator produces into        │ every record
 //!      └───────────────────────────────────────────────────────────────────────┘ padded to a page
@@ -89,6 +91,14 @@ pub(super) const fn offset_of(word: Word) -> usize {
     }
 }
 
+/// Whether a header, as it lies in memory, is one of that life, or was not written yet.
+#[cfg(feature = "named-region")]
+pub(super) fn is_of(header: &[u8; HEADER_BYTES], identity: u64) -> bool {
+    let word = |at: usize| u64::from_ne_bytes(header[at..at + WORD_BYTES].try_into().expect("eight bytes"));
+    let its_own = word(std::mem::offset_of!(RawHeader, identity)) == identity;
+    *header == [0; HEADER_BYTES] || (word(std::mem::offset_of!(RawHeader, magic)) == MAGIC && its_own)
+}
+
 /// Whether a ring may be that large.
 pub(crate) fn is_ring_size(ring_bytes: u64) -> bool {
     ring_bytes.is_power_of_two() && (MIN_RING_BYTES..=MAX_RING_BYTES).contains(&ring_bytes)
@@ -119,6 +129,10 @@ pub(crate) const MAX_RING_BYTES: u64 = 1 << 30;
 
 const FALSE_SHARING_BYTES: usize = 128;
 const WORD_BYTES: usize = size_of::<u64>();
+
+/// Where the event lies at which a destination waits that waits through `raw_sync`; in its own region.
+#[cfg(feature = "wait-raw-sync")]
+pub(super) const EVENT: usize = 1024;
 
 pub(super) const HEADER: usize = 0;
 pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();

@@ -19,33 +19,52 @@
 //! Who may write what: each word of a region is stored by its creator's process, the data by the one
 //! [`ProducerMapping`](ring_memory::ProducerMapping) of the region ([`OwnRegion::claim_data`]).
 //!
+//! Where no descriptors can be passed, a region is a segment with a name (`named`, with the feature `named-region`).
+//! Then nothing is sealed: of invariant 3 remains that the file was long enough once, and that a peer's region is mapped
+//! read-only here.
+//!
 //! What it does not do: it does not publish. Data becomes visible by the ring's store to the tail, and its
 //! partner's load.
 
 #![allow(unsafe_code)]
 
+#[cfg(feature = "wait-raw-sync")]
+pub(crate) mod event;
 pub(crate) mod layout;
+#[cfg(feature = "named-region")]
+pub(crate) mod named;
 pub(crate) mod ring_memory;
 
+use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::sys::fork::{Creator, OwnFd};
 use crate::sys::memfd;
+#[cfg(feature = "named-region")]
+use crate::sys::segment::{Segment, SegmentError};
 use layout::{DATA, HEADER, HEADER_BYTES, Header, Kind, LAYOUT_VERSION, MAGIC, RawHeader, Word};
 
 /// A region that this process made: it alone writes here.
 #[derive(Debug)]
 pub(crate) struct OwnRegion {
     map: Mapping,
-    fd: OwnFd,
+    passed: Passed,
     /// Set once the data has its one writer.
     data_claimed: AtomicBool,
+}
+
+/// What the peer finds a region by.
+#[derive(Debug)]
+enum Passed {
+    Descriptor(OwnFd),
+    #[cfg(feature = "named-region")]
+    Name(Segment),
 }
 
 /// A region that the peer made: it changes under us, and we cannot write to it.
@@ -73,6 +92,10 @@ pub enum RegionError {
     /// The peer's memory cannot be trusted.
     #[error(transparent)]
     Check(#[from] memfd::CheckError),
+    /// A segment could not be made, or the peer's cannot be trusted.
+    #[cfg(feature = "named-region")]
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
     /// The peer's memory is not a region, or not of a host like this one.
     #[error("the peer's region starts with {found:#018x}, expected {expected:#018x}")]
     Magic {
@@ -144,14 +167,21 @@ impl OwnRegion {
         let fd = OwnFd::new(memfd::create(name, len)?).map_err(os("registering"))?;
         let map = Mapping::new(fd.as_fd(), len, header.ring_bytes, Access::Write)?;
         memfd::seal_against_new_writers(fd.as_fd()).map_err(os("sealing"))?;
-        let region = OwnRegion { map, fd, data_claimed: AtomicBool::new(false) };
+        let region = OwnRegion { map, passed: Passed::Descriptor(fd), data_claimed: AtomicBool::new(false) };
         region.write_header(header);
         Ok(region)
     }
 
     /// The descriptor to pass to the peer, which can only read through it.
+    ///
+    /// # Panics
+    /// The region has a name instead.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.passed {
+            Passed::Descriptor(fd) => fd.as_fd(),
+            #[cfg(feature = "named-region")]
+            Passed::Name(segment) => panic!("{segment:?} has no descriptor to pass"),
+        }
     }
 
     #[inline]
@@ -363,12 +393,27 @@ fn check_header(found: RawHeader, expected: Header) -> Result<(), RegionError> {
 }
 
 /// A mapped region, and the private copy of its geometry.
-#[derive(Debug)]
 struct Mapping {
-    map: ManuallyDrop<MmapRaw>,
+    /// The first byte of `memory`.
+    base: NonNull<u8>,
     ring_bytes: usize,
     creator: Creator,
+    memory: ManuallyDrop<Memory>,
 }
+
+/// What keeps a mapping.
+enum Memory {
+    /// Of a memfd.
+    Sealed(MmapRaw),
+    /// Of a segment with a name.
+    #[cfg(feature = "named-region")]
+    Named(shared_memory::Shmem),
+}
+
+// SAFETY: the pointer, and those in `memory`, are to a mapping of the whole process that nothing moves.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; what is done through `&Mapping` is atomic, or a copy whose caller answers for there being one writer.
+unsafe impl Sync for Mapping {}
 
 enum Access {
     Read,
@@ -388,8 +433,14 @@ impl Mapping {
         };
         let map = map.map_err(os("mapping"))?;
         map.advise(Advice::DontFork).map_err(os("MADV_DONTFORK"))?;
+        Ok(Mapping::over(map.as_mut_ptr(), len, ring_bytes, creator, Memory::Sealed(map)))
+    }
+
+    /// Over `len` mapped bytes from `base`, which `memory` keeps mapped.
+    fn over(base: *mut u8, len: u64, ring_bytes: u64, creator: Creator, memory: Memory) -> Mapping {
         assert!(DATA as u64 + ring_bytes <= len, "the data lies within the mapping");
-        Ok(Mapping { map: ManuallyDrop::new(map), ring_bytes: ring_bytes as usize, creator })
+        let base = NonNull::new(base).expect("nothing is mapped at 0");
+        Mapping { base, ring_bytes: ring_bytes as usize, creator, memory: ManuallyDrop::new(memory) }
     }
 
     /// A place in the words or the header, by one of the layout's constants.
@@ -397,9 +448,9 @@ impl Mapping {
     fn at(&self, offset: usize) -> *mut u8 {
         debug_assert!(self.creator.is_here(), "a region was used in a forked child");
         debug_assert!(offset < DATA);
-        // SAFETY: every mapping is longer than `DATA`, as `new` checked, and the layout's constants lie below
+        // SAFETY: every mapping is longer than `DATA`, as `over` checked, and the layout's constants lie below
         // it.
-        unsafe { self.map.as_mut_ptr().add(offset) }
+        unsafe { self.base.as_ptr().add(offset) }
     }
 
     /// A place in the data, with room for `len` bytes after it.
@@ -410,8 +461,19 @@ impl Mapping {
         if len > capacity || offset > capacity - len {
             does_not_lie_within(capacity, offset, len);
         }
-        // SAFETY: `new` checked that `DATA` and `ring_bytes` after it lie within the mapping.
-        unsafe { self.map.as_mut_ptr().add(DATA + offset) }
+        // SAFETY: `over` checked that `DATA` and `ring_bytes` after it lie within the mapping.
+        unsafe { self.base.as_ptr().add(DATA + offset) }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, len) = match &*self.memory {
+            Memory::Sealed(map) => ("sealed", map.len()),
+            #[cfg(feature = "named-region")]
+            Memory::Named(shmem) => ("named", shmem.len()),
+        };
+        write!(f, "{kind} memory of {len} bytes")
     }
 }
 
@@ -421,7 +483,7 @@ impl Drop for Mapping {
             return; // not mapped here, and the address may be another's
         }
         // SAFETY: `drop` runs once, and nothing uses the field after it.
-        unsafe { ManuallyDrop::drop(&mut self.map) }
+        unsafe { ManuallyDrop::drop(&mut self.memory) }
     }
 }
 

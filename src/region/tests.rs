@@ -130,7 +130,7 @@ fn receiver_can_neither_map_writable_nor_make_its_mapping_so() {
         assert!(MmapOptions::new().len(len).map_raw(&reopened).is_err());
     }
     let peer = PeerRegion::open(fd, CHANGE, RING_BYTES).unwrap();
-    let start = peer.map.map.as_mut_ptr().cast();
+    let start = peer.map.base.as_ptr().cast();
     // SAFETY: the range is that of the mapping; it is expected to be refused.
     let outcome = unsafe { libc::mprotect(start, len, libc::PROT_READ | libc::PROT_WRITE) };
     assert_eq!((outcome, Errno::last()), (-1, Errno::EACCES));
@@ -140,7 +140,7 @@ fn receiver_can_neither_map_writable_nor_make_its_mapping_so() {
 fn creator_cannot_take_pages_away_from_the_receiver() {
     let own = OwnRegion::create(CHANGE).unwrap();
     // SAFETY: the range is the mapping's first page; it is expected to be refused.
-    let outcome = unsafe { libc::madvise(own.map.map.as_mut_ptr().cast(), 4096, libc::MADV_REMOVE) };
+    let outcome = unsafe { libc::madvise(own.map.base.as_ptr().cast(), 4096, libc::MADV_REMOVE) };
     assert_eq!((outcome, Errno::last()), (-1, Errno::EPERM));
     own.store(Word::Tail, 1, Relaxed);
 }
@@ -193,7 +193,7 @@ fn region_is_absent_in_a_child_and_its_drop_unmaps_nothing_there() {
         let open = || PeerRegion::open(passed(&own), CHANGE, RING_BYTES).unwrap();
         let (first, second) = (open(), open());
         let drop_leaves_the_address = |peer: PeerRegion| {
-            let start: *mut libc::c_void = peer.map.map.as_mut_ptr().cast();
+            let start: *mut libc::c_void = peer.map.base.as_ptr().cast();
             let len = region_bytes(RING_BYTES) as usize;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
             // the child takes the address for itself, which it can since nothing is mapped there
@@ -226,9 +226,9 @@ fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping) {
     KEPT.lock().unwrap().extend([change.clone(), ack.clone()]);
     let seen = |own: &OwnRegion| {
         // SAFETY: a copy of a handle that is never dropped: the first is in `KEPT`, this one thinks that it is elsewhere.
-        let map = unsafe { ptr::read(&own.map.map) };
+        let memory = unsafe { ptr::read(&own.map.memory) };
         let creator = own.map.creator.seen_from_a_clone();
-        Arc::new(PeerRegion { map: Mapping { map, creator, ..own.map } })
+        Arc::new(PeerRegion { map: Mapping { memory, creator, ..own.map } })
     };
     let producer = ProducerMapping::new(change.clone(), seen(&ack));
     (producer, ConsumerMapping::new(ack, seen(&change)))

@@ -4,11 +4,16 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Handle, Source};
-use crate::link::greeting::{AllowedUsers, Host};
+use super::{DrivenBy, Handle, Source, SourceDriver};
+#[cfg(feature = "named-region")]
+use crate::link::greeting::named::Region;
+use crate::link::greeting::{AllowedUsers, Host, Means};
+use crate::link::polled::Seat;
 use crate::link::rendezvous::bind::{BindError, SourceListener};
+#[cfg(feature = "named-region")]
+use crate::link::rendezvous::lease::Lease;
 use crate::link::rendezvous::place::{NameError, Place, RuntimeDir, RuntimeDirError};
-use crate::link::service::Service;
+use crate::link::service::{Drive, Service};
 use crate::link::shared::Shared;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{SourceConfig, SourceCore};
@@ -16,6 +21,7 @@ use crate::region::layout;
 use crate::seq::SyncSeq;
 use crate::sys::fork::Creator;
 use crate::sys::process;
+use crate::sys::thread::{ThreadError, ThreadOptions, spawn_signal_free};
 use crate::sys::wake::Wake;
 
 /// How a [`Source`] is made. Every option has a default.
@@ -29,6 +35,9 @@ pub struct SourceOptions {
     allowed_users: Vec<u32>,
     first_sync_seq: SyncSeq,
     max_tombstones: usize,
+    timer_thread: ThreadOptions,
+    #[cfg(feature = "named-region")]
+    region: Region,
 }
 
 impl Default for SourceOptions {
@@ -41,6 +50,9 @@ impl Default for SourceOptions {
             allowed_users: Vec::new(),
             first_sync_seq: SyncSeq::from(1),
             max_tombstones: DEFAULT_MAX_TOMBSTONES,
+            timer_thread: ThreadOptions::default(),
+            #[cfg(feature = "named-region")]
+            region: Region::default(),
         }
     }
 }
@@ -89,9 +101,25 @@ impl SourceOptions {
         self
     }
 
+    /// How the shared memory of its links is made. Default: [`Region::Memfd`]. A destination that has chosen otherwise is
+    /// refused.
+    #[cfg(feature = "named-region")]
+    pub fn region(mut self, region: Region) -> Self {
+        self.region = region;
+        self
+    }
+
     /// The sync sequence number of the first change; for tests of what happens when it wraps. Default: 1.
     pub fn first_sync_seq(mut self, first: impl Into<SyncSeq>) -> Self {
         self.first_sync_seq = first.into();
+        self
+    }
+
+    /// How the timer thread is called and scheduled, and where it runs. Default: `shmirror-timer`, as the thread that
+    /// creates the source, with which it shares the policy, the nice value and the cpus. A publisher under a real-time policy
+    /// should not wait for a timer thread under another one, that was preempted while it held the lock.
+    pub fn timer_thread(mut self, options: ThreadOptions) -> Self {
+        self.timer_thread = options;
         self
     }
 
@@ -100,6 +128,29 @@ impl SourceOptions {
     /// # Errors
     /// See [`CreateError`].
     pub fn create(self, name: &str) -> Result<Source, CreateError> {
+        let thread = self.timer_thread.clone();
+        let (service, mut source) = self.prepare(name, Drive::OwnThread)?;
+        let timer_thread = spawn_signal_free("shmirror-timer", &thread, move || service.run())?;
+        source.driven_by = Some(DrivenBy::TimerThread(timer_thread));
+        Ok(source)
+    }
+
+    /// Creates the source without a thread: the application's event loop drives it. Nothing is taken in, sent again or noticed
+    /// but in [`SourceDriver::dispatch`] and in [`Source::flush`]; publishers still send by themselves.
+    /// [`timer_thread`](SourceOptions::timer_thread) is of no consequence then.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn create_polled(self, name: &str) -> Result<(Source, SourceDriver), CreateError> {
+        let (service, mut source) = self.prepare(name, Drive::Loop)?;
+        let seat = Arc::new(Seat::new(source.handle.shared.clone(), service)?);
+        let driver = SourceDriver::new(seat.clone(), source.handle.creator);
+        source.driven_by = Some(DrivenBy::Loop(seat));
+        Ok((source, driver))
+    }
+
+    /// A source that nobody drives yet, and what goes round.
+    fn prepare(self, name: &str, drive: Drive) -> Result<(Service, Source), CreateError> {
         let ring_bytes = self.ring_bytes;
         let in_range = (MIN_RING_BYTES..=layout::MAX_RING_BYTES).contains(&ring_bytes);
         if !in_range || !ring_bytes.is_power_of_two() {
@@ -108,12 +159,18 @@ impl SourceOptions {
         if self.resend.max_entries_per_message == 0 || self.resend.max_messages_per_tick == 0 {
             return Err(CreateError::ResendPolicy);
         }
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named && !self.allowed_users.is_empty() {
+            return Err(CreateError::NamedRegionUsers { found: self.allowed_users });
+        }
         let place = Place::new(RuntimeDir::locate(self.runtime_dir.as_deref())?, name)?;
         let creator = Creator::here()?;
         let wake = Wake::new()?;
         let mode = if self.allowed_users.is_empty() { OWN_SOCKET } else { SHARED_SOCKET };
         let listener = SourceListener::bind(&place, mode)?;
         let socket = listener.path().to_path_buf();
+        let epoch = process::random_u64()?;
+        let (means, allowed) = self.means(&place, epoch)?;
         let resend = self.resend;
         let core = SourceCore::new(SourceConfig {
             policy: resend.clone(),
@@ -122,12 +179,21 @@ impl SourceOptions {
             max_tombstones: self.max_tombstones,
         });
         let shared = Arc::new(Shared::new(core, resend, ring_bytes, wake));
-        let allowed = AllowedUsers::new(&self.allowed_users);
-        let host = Host { epoch: process::random_u64()?, ring_bytes, allowed };
-        let service = Service::new(shared.clone(), host, listener);
-        let timer_thread = process::spawn_signal_free("shmirror-timer", move || service.run())?;
+        let host = Host { epoch, ring_bytes, allowed, means };
+        let service = Service::new(shared.clone(), creator, host, listener, drive);
         let handle = Handle { shared, creator, ring_bytes };
-        Ok(Source { handle, socket, timer_thread: Some(timer_thread) })
+        Ok((service, Source { handle, socket, driven_by: None }))
+    }
+
+    /// How regions reach destinations, and whose those may be. The name is taken.
+    #[cfg_attr(not(feature = "named-region"), expect(unused_variables, reason = "a lease needs them"))]
+    fn means(&self, place: &Place, epoch: u64) -> Result<(Means, AllowedUsers), CreateError> {
+        #[cfg(feature = "named-region")]
+        if self.region == Region::Named {
+            let means = Means::Names { _lease: Lease::take(place, epoch)? };
+            return Ok((means, AllowedUsers::own_only()));
+        }
+        Ok((Means::Descriptors, AllowedUsers::new(&self.allowed_users)))
     }
 }
 
@@ -161,6 +227,15 @@ pub enum CreateError {
     /// A policy under which nothing would ever be sent again.
     #[error("a resend policy with 0 entries per message or 0 messages per tick, expected at least 1 of each")]
     ResendPolicy,
+    /// Named regions are of one user, and others were allowed.
+    #[cfg(feature = "named-region")]
+    #[error(
+        "users {found:?} are allowed besides our own, expected none with Region::Named: others cannot open its segments"
+    )]
+    NamedRegionUsers {
+        /// The users that were allowed.
+        found: Vec<u32>,
+    },
     /// The name cannot be one of a source.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -170,7 +245,10 @@ pub enum CreateError {
     /// The name is taken, or the socket cannot be made.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No thread, no memory or no descriptors.
+    /// The timer thread cannot be started as it should be.
     #[error("the source's timer thread cannot be set up: {0}")]
+    Thread(#[from] ThreadError),
+    /// No memory or no descriptors.
+    #[error("the source cannot be set up: {0}")]
     Io(#[from] io::Error),
 }

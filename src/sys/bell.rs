@@ -19,6 +19,10 @@
 //! cost about three times what they cost with a pipe, once per sleep. And it is the waiting side that makes
 //! the pair: a receive on the end that was passed can be held up in just that way, a send on it cannot.
 //!
+//! Where no descriptors can be passed, the rendezvous socket itself is the bell of both sides
+//! (`Socket::ring`, with the feature `named-region`). All of this is true of it, too: each side has made its own end, by
+//! `connect` and by `accept`, and nobody has passed one.
+//!
 //! What it does not do: a peer that rings without end costs the waiter's CPU; a peer that never rings leaves
 //! it asleep until its deadline.
 //!
@@ -76,16 +80,7 @@ impl Bell {
     /// # Errors
     /// None that the peer could cause: its hanging up is for [`poll`](super::poll) to tell.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        for _ in 0..MAX_CLEARED {
-            match recv(self.0.as_fd().as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT) {
-                // an empty message, which only a hostile peer sends, looks like a hang-up: clear on, within
-                // the bound
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN | Errno::ECONNRESET) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
+        clear(self.0.as_fd())
     }
 }
 
@@ -122,13 +117,39 @@ impl Ringer {
     /// The kernel is out of memory: nothing was rung.
     #[inline]
     pub(crate) fn ring(&self) -> io::Result<()> {
-        // today's Linux raises SIGPIPE for stream sockets only; the flag asks for what is counted on
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.0.as_fd().as_raw_fd(), &[1], flags) {
-            Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        ring(self.0.as_fd())
+    }
+}
+
+/// Rings on a connected socket of sequenced packets whose other end the peer waits at; see [`Ringer::ring`].
+///
+/// # Errors
+/// The kernel is out of memory: nothing was rung.
+#[inline]
+pub(super) fn ring(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // today's Linux raises SIGPIPE for stream sockets only; the flag asks for what is counted on
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    match send(socket.as_raw_fd(), &[1], flags) {
+        Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Silences our end of such a socket; see [`Bell::clear`].
+///
+/// # Errors
+/// None that the peer could cause.
+pub(super) fn clear(socket: BorrowedFd<'_>) -> io::Result<()> {
+    for _ in 0..MAX_CLEARED {
+        match recv(socket.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT) {
+            // an empty message, which only a hostile peer sends, looks like a hang-up: clear on, within the
+            // bound
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN | Errno::ECONNRESET) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
         }
     }
+    Ok(())
 }
 
 /// More rings than the default send buffer holds.

@@ -190,7 +190,7 @@ fn create_sealable(name: &CStr) -> nix::Result<OwnedFd> {
 }
 
 /// Allocates piece by piece: a signal undoes a `fallocate` under way, and a large one might never finish.
-fn allocate(fd: BorrowedFd<'_>, len_bytes: u64) -> nix::Result<()> {
+pub(super) fn allocate(fd: BorrowedFd<'_>, len_bytes: u64) -> nix::Result<()> {
     let mut at = 0;
     let mut interruptions = 0;
     while at < len_bytes {
@@ -224,7 +224,7 @@ const REQUIRED_SEALS: SealFlag = SealFlag::F_SEAL_SEAL
     .union(SealFlag::F_SEAL_FUTURE_WRITE);
 
 /// The unit of `st_blocks`, whatever the file system's block size.
-const STAT_BLOCK_BYTES: u64 = 512;
+pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
 const ALLOCATION_PIECE_BYTES: u64 = 4 << 20;
 const MAX_INTERRUPTIONS: u32 = 10_000;

@@ -27,7 +27,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,14 @@ impl PollSet {
         self.fds.len() - 1
     }
 
+    /// Leaves out a place, which is never ready. Returns its index.
+    #[cfg(feature = "named-region")]
+    pub(crate) fn watch_nothing(&mut self) -> usize {
+        // negative numbers are passed over
+        self.fds.push(libc::pollfd { fd: -1, events: 0, revents: 0 });
+        self.fds.len() - 1
+    }
+
     /// Waits until a descriptor is ready or the deadline has passed; for ever without one. A deadline in the
     /// past only looks. Returns how many are ready, 0 for a passed deadline.
     ///
@@ -111,6 +119,11 @@ impl PollSet {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The descriptors of the next wait, by number, and the bits of what is waited for.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = (RawFd, libc::c_short)> {
+        self.fds.iter().filter(|fd| fd.fd >= 0).map(|fd| (fd.fd, fd.events))
     }
 
     /// What the last wait found about the descriptor with this index.
@@ -205,6 +218,19 @@ mod tests {
         assert!(set.ready(dead).hung_up && !set.ready(dead).readable);
         set.clear();
         assert_eq!(set.wait(Some(Instant::now())).unwrap(), 0);
+    }
+
+    #[test]
+    #[cfg(feature = "named-region")]
+    fn place_that_is_left_out_is_never_ready() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        a.write_all(b"x").unwrap();
+        let mut set = PollSet::new();
+        let nothing = set.watch_nothing();
+        let at = set.watch(b.as_fd(), Interest::Read);
+        assert_eq!(set.wait(Some(Instant::now())).unwrap(), 1);
+        assert!(!set.ready(nothing).any() && set.ready(at).readable);
+        assert_eq!(set.descriptors().count(), 1);
     }
 
     #[test]

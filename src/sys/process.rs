@@ -1,5 +1,5 @@
-//! Who the peer of a socket is, and a descriptor that tells when it dies; and what this process needs of its own: a
-//! thread that no signal reaches, a number that no other life of it had.
+//! Who the peer of a socket is, and a descriptor that tells when it dies; and a number that no other life of this process
+//! had.
 //!
 //! The identity is the kernel's word: it names the process that called `connect` (or, seen from the other
 //! side, `listen`), whoever holds the socket now. A pidfd becomes readable at the process's death, even while
@@ -15,9 +15,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::thread::JoinHandle;
 
-use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::fork::OwnFd;
@@ -101,21 +99,6 @@ pub(crate) fn random_u64() -> io::Result<u64> {
         }
         Err(_) => Err(io::Error::last_os_error()),
     }
-}
-
-/// Starts a thread in which all signals are blocked: they are the application's, and so are its handlers.
-///
-/// # Errors
-/// No resources for a thread.
-pub(crate) fn spawn_signal_free(
-    name: &str,
-    run: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
-    // A thread inherits its creator's mask, so that no signal can slip in before it could block them itself.
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
-    let thread = std::thread::Builder::new().name(name.into()).spawn(run);
-    before.thread_set_mask()?;
-    thread
 }
 
 #[cfg(test)]

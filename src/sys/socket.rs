@@ -202,6 +202,26 @@ impl Socket {
         Ok(Received::Message { len, fds })
     }
 
+    /// Rings at the other end, where whoever waits takes messages for rings from now on. Returns at once; see
+    /// [`bell`](super::bell).
+    ///
+    /// # Errors
+    /// The kernel is out of memory: nothing was rung.
+    #[cfg(feature = "named-region")]
+    #[inline]
+    pub(crate) fn ring(&self) -> io::Result<()> {
+        super::bell::ring(self.0.as_fd())
+    }
+
+    /// Takes in all messages: they are rings.
+    ///
+    /// # Errors
+    /// None that the peer could cause.
+    #[cfg(feature = "named-region")]
+    pub(crate) fn clear_rings(&self) -> io::Result<()> {
+        super::bell::clear(self.0.as_fd())
+    }
+
     fn recv_raw(
         &self,
         buffer: &mut [u8],

@@ -2,14 +2,18 @@
 //!
 //! The destination says [`Hello`] and passes its ack region and the end by which its doorbell is rung. The source answers
 //! [`Reply`]: accepted, with its change region and the end by which its own doorbell is rung, or refused, with a reason.
+//! Where no descriptors can be passed, both name their regions instead, and ring on the socket itself.
 //! Both begin alike in every version, so that a peer of another version can be told so:
 //!
 //! ```text
 //!  0       8         12     16
 //!  +-------+---------+------+-----------------------------------------------------------------+
-//!  | magic | version | kind | hello:  incarnation u64, ack ring bytes u64, what is wanted      |
-//!  |       |         |      | accept: epoch u64, change ring bytes u64                        |
-//!  |       |         |      | refuse: reason, UTF-8                                           |
+//!  | magic | version | kind | 1 hello:  incarnation u64, ack ring bytes u64, what is wanted    |
+//!  |       |         |      | 2 accept: epoch u64, change ring bytes u64                      |
+//!  |       |         |      | 3 refuse: reason, UTF-8                                         |
+//!  |       |         |      | 4 hello by name:  as 1, but before what is wanted the segment's |
+//!  |       |         |      |   number u64 and the destination's bell u32 (0 socket, 1 event) |
+//!  |       |         |      | 5 accept by name: as 2, then the segment's number u64           |
 //!  +-------+---------+------+-----------------------------------------------------------------+
 //!     u64      u32     u32
 //!
@@ -29,6 +33,12 @@ const BODY_BYTES: usize = 16;
 const HELLO: u32 = 1;
 const ACCEPT: u32 = 2;
 const REFUSE: u32 = 3;
+const NAMED_HELLO: u32 = 4;
+const NAMED_ACCEPT: u32 = 5;
+/// What a hello by name has beyond a hello.
+const SEGMENT_BYTES: usize = 12;
+const BELL_SOCKET: u32 = 0;
+const BELL_EVENT: u32 = 1;
 /// In place of a number of tables or prefixes: all that there is.
 const ALL_TABLES: u32 = u32::MAX;
 const ALL_ITEMS: u16 = u16::MAX;
@@ -39,7 +49,17 @@ pub(crate) struct Hello {
     /// This life of the destination.
     pub(crate) incarnation: u64,
     pub(crate) ack_ring_bytes: u64,
+    pub(crate) offer: Offer,
     pub(crate) subscription: Subscription,
+}
+
+/// How a destination's region and doorbell reach its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// As descriptors that come with the hello.
+    Descriptors,
+    /// The region is a named segment with this number; rung is on the socket, or at an event in that region.
+    Segment { number: u64, event: bool },
 }
 
 /// What the source answers if it takes the destination.
@@ -48,6 +68,8 @@ pub(crate) struct Accept {
     /// This life of the source.
     pub(crate) epoch: u64,
     pub(crate) change_ring_bytes: u64,
+    /// The number of the segment that is the source's region, unless that comes as a descriptor.
+    pub(crate) segment: Option<u64>,
 }
 
 /// Why the source does not take the destination.
@@ -61,8 +83,10 @@ pub(crate) enum Reply {
 }
 
 impl Hello {
-    /// The longest that is sent or read.
+    /// The longest with descriptors.
     pub(crate) const MAX_BYTES: usize = 32 * 1024;
+    /// The longest that is sent or read: what can be wanted does not depend on how regions are passed.
+    pub(crate) const LONGEST_BYTES: usize = Hello::MAX_BYTES + SEGMENT_BYTES;
 
     /// Whether a source can be told of this subscription.
     pub(crate) fn check(subscription: &Subscription) -> Result<(), SubscriptionError> {
@@ -86,30 +110,44 @@ impl Hello {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = message(HELLO, [self.incarnation, self.ack_ring_bytes]);
+        let numbers = [self.incarnation, self.ack_ring_bytes];
+        let mut bytes = match self.offer {
+            Offer::Descriptors => message(HELLO, numbers),
+            Offer::Segment { number, event } => {
+                let mut bytes = message(NAMED_HELLO, numbers);
+                bytes.extend_from_slice(&number.to_ne_bytes());
+                bytes.extend_from_slice(&(if event { BELL_EVENT } else { BELL_SOCKET }).to_ne_bytes());
+                bytes
+            }
+        };
         encode_subscription(&self.subscription, &mut bytes);
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Hello, WireError> {
-        match prefix(bytes)? {
-            HELLO => {}
-            kind => return Err(unknown_kind(kind, format!("{HELLO}"))),
+        let kind = prefix(bytes)?;
+        if kind != HELLO && kind != NAMED_HELLO {
+            return Err(unknown_kind(kind, format!("{HELLO} or {NAMED_HELLO}")));
         }
         let mut rest = Fields { bytes, at: PREFIX_BYTES };
         let incarnation = u64_at(rest.take(8)?, 0);
         let ack_ring_bytes = u64_at(rest.take(8)?, 0);
+        let offer = if kind == HELLO { Offer::Descriptors } else { decode_segment(&mut rest)? };
         let subscription = decode_subscription(&mut rest)?;
         if rest.at != bytes.len() {
             return Err(length(bytes.len(), rest.at.to_string()));
         }
-        Ok(Hello { incarnation, ack_ring_bytes, subscription })
+        Ok(Hello { incarnation, ack_ring_bytes, offer, subscription })
     }
 }
 
 impl Accept {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        message(ACCEPT, [self.epoch, self.change_ring_bytes])
+        let numbers = [self.epoch, self.change_ring_bytes];
+        let Some(segment) = self.segment else { return message(ACCEPT, numbers) };
+        let mut bytes = message(NAMED_ACCEPT, numbers);
+        bytes.extend_from_slice(&segment.to_ne_bytes());
+        bytes
     }
 }
 
@@ -128,20 +166,35 @@ impl Refusal {
 impl Reply {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Reply, WireError> {
         match prefix(bytes)? {
-            ACCEPT => {
-                const EXPECTED: usize = PREFIX_BYTES + BODY_BYTES;
-                if bytes.len() != EXPECTED {
-                    return Err(length(bytes.len(), EXPECTED.to_string()));
+            kind @ (ACCEPT | NAMED_ACCEPT) => {
+                let expected = PREFIX_BYTES + BODY_BYTES + if kind == ACCEPT { 0 } else { 8 };
+                if bytes.len() != expected {
+                    return Err(length(bytes.len(), expected.to_string()));
                 }
                 let (epoch, change_ring_bytes) =
                     (u64_at(bytes, PREFIX_BYTES), u64_at(bytes, PREFIX_BYTES + 8));
-                Ok(Reply::Accepted(Accept { epoch, change_ring_bytes }))
+                let segment = (kind == NAMED_ACCEPT).then(|| u64_at(bytes, PREFIX_BYTES + BODY_BYTES));
+                Ok(Reply::Accepted(Accept { epoch, change_ring_bytes, segment }))
             }
             REFUSE => {
                 Ok(Reply::Refused(Refusal(String::from_utf8_lossy(&bytes[PREFIX_BYTES..]).into_owned())))
             }
-            kind => Err(unknown_kind(kind, format!("{ACCEPT} or {REFUSE}"))),
+            kind => Err(unknown_kind(kind, format!("{ACCEPT}, {REFUSE} or {NAMED_ACCEPT}"))),
         }
+    }
+}
+
+fn decode_segment(rest: &mut Fields<'_>) -> Result<Offer, WireError> {
+    let number = u64_at(rest.take(8)?, 0);
+    match u32_at(rest.take(4)?, 0) {
+        BELL_SOCKET => Ok(Offer::Segment { number, event: false }),
+        BELL_EVENT => Ok(Offer::Segment { number, event: true }),
+        found => Err(WireError::Field {
+            what: "greeting",
+            field: "bell",
+            found: found.into(),
+            expected: format!("{BELL_SOCKET} or {BELL_EVENT}"),
+        }),
     }
 }
 
@@ -274,20 +327,36 @@ mod tests {
             .and_then(|some| some.prefix("b", 7u32))
             .and_then(|some| some.prefix("", ""))
             .unwrap();
-        [Subscription::all(), Subscription::none(), some]
-            .map(|subscription| Hello { incarnation: 5, ack_ring_bytes: 1 << 16, subscription })
-            .into()
+        let offers = [
+            Offer::Descriptors,
+            Offer::Segment { number: u64::MAX - 1, event: false },
+            Offer::Segment { number: 0, event: true },
+        ];
+        let of = |offer| {
+            [Subscription::all(), Subscription::none(), some.clone()].map(|subscription| Hello {
+                incarnation: 5,
+                ack_ring_bytes: 1 << 16,
+                offer,
+                subscription,
+            })
+        };
+        offers.into_iter().flat_map(of).collect()
     }
 
     #[test]
     fn greetings_come_back_as_they_went_in() {
         for hello in hellos() {
             let bytes = hello.encode();
-            assert_eq!(bytes.len(), Hello::len_bytes(&hello.subscription));
+            let segment = if hello.offer == Offer::Descriptors { 0 } else { SEGMENT_BYTES };
+            assert_eq!(bytes.len(), Hello::len_bytes(&hello.subscription) + segment);
             assert_eq!(Hello::decode(&bytes), Ok(hello));
         }
-        let accept = Accept { epoch: u64::MAX, change_ring_bytes: 1 << 20 };
-        assert_eq!(Reply::decode(&accept.encode()), Ok(Reply::Accepted(accept)));
+        for segment in [None, Some(7)] {
+            let accept = Accept { epoch: u64::MAX, change_ring_bytes: 1 << 20, segment };
+            let bytes = accept.encode();
+            assert_eq!(Reply::decode(&bytes), Ok(Reply::Accepted(accept)));
+            assert!(Reply::decode(&bytes[..bytes.len() - 1]).is_err());
+        }
         let refusal = Refusal("wrong user".into());
         assert_eq!(Reply::decode(&refusal.encode()), Ok(Reply::Refused(refusal)));
     }
@@ -316,6 +385,14 @@ mod tests {
             assert!(Hello::decode(&bytes).is_err(), "one byte too many");
         }
         assert!(Hello::decode(b"GET / HTTP/1.1\r\n\r\n.............").is_err());
+    }
+
+    #[test]
+    fn a_bell_of_an_unknown_kind_is_an_error() {
+        let mut bytes = hellos()[3].encode();
+        bytes[40..44].copy_from_slice(&2u32.to_ne_bytes());
+        let error = Hello::decode(&bytes).unwrap_err().to_string();
+        assert_eq!(error, "bell 0x2 of a greeting, expected 0 or 1");
     }
 
     #[test]

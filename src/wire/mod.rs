@@ -9,7 +9,7 @@ mod hello;
 
 pub(crate) use ack::Ack;
 pub(crate) use frame::{Frame, HEADER_BYTES, Payload};
-pub(crate) use hello::{Accept, Hello, Refusal, Reply};
+pub(crate) use hello::{Accept, Hello, Offer, Refusal, Reply};
 
 /// The version of what two processes say to each other: greetings and frames. Regions have a version of their own.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;

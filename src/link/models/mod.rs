@@ -23,19 +23,29 @@ fn flush(world: &World) -> Result<Flushed, FlushError> {
     world.shared.flush(None, 2 * FAR)
 }
 
+const THREADS: fn(Resends) -> World = World::new;
+const EVENT_LOOPS: fn(Resends) -> World = World::in_event_loops;
+
 #[test]
 fn newest_values_arrive_and_nothing_stays_unacknowledged() {
-    explore(1, || {
-        let world = World::new(Resends::Never);
-        let destination = world.attach().start();
-        let timer = world.start_timer();
-        world.set(1, 1);
-        world.set(1, 2);
-        assert_eq!(flush(&world), ALL_ACKED);
-        assert_eq!(world.shared.stats().destinations[0].unacked, 0);
-        world.close(timer);
-        check_two_values(&destination.join().unwrap());
-    });
+    explore(1, || arrive_and_be_acknowledged(THREADS));
+}
+
+#[test]
+fn newest_values_arrive_and_nothing_stays_unacknowledged_in_event_loops_too() {
+    explore(1, || arrive_and_be_acknowledged(EVENT_LOOPS));
+}
+
+fn arrive_and_be_acknowledged(world: fn(Resends) -> World) {
+    let world = world(Resends::Never);
+    let destination = world.attach().start();
+    let timer = world.start_timer();
+    world.set(1, 1);
+    world.set(1, 2);
+    assert_eq!(flush(&world), ALL_ACKED);
+    assert_eq!(world.shared.stats().destinations[0].unacked, 0);
+    world.close(timer);
+    check_two_values(&destination.join().unwrap());
 }
 
 /// The older value of an item may be left out, and never comes after the newer one.
@@ -136,20 +146,34 @@ fn changes_of_two_publishers_arrive_in_their_order() {
 
 #[test]
 fn change_that_found_no_room_follows_when_there_is_some() {
-    explore(2, || follow_when_there_is_room(1, |world, opcode| world.set(opcode, opcode)));
+    explore(2, || follow_when_there_is_room(THREADS, 1, |world, opcode| world.set(opcode, opcode)));
+}
+
+#[test]
+fn change_that_found_no_room_follows_in_event_loops_too() {
+    explore(2, || follow_when_there_is_room(EVENT_LOOPS, 1, |world, opcode| world.set(opcode, opcode)));
 }
 
 /// So many that the ring is full a second time.
 #[test]
 fn changes_that_found_no_room_follow_when_there_is_some() {
-    explore(1, || follow_when_there_is_room(7, |world, opcode| world.set(opcode, opcode)));
+    explore(1, || follow_when_there_is_room(THREADS, 7, |world, opcode| world.set(opcode, opcode)));
 }
 
 /// The timer thread is woken to read it, and has to wait for room before it does.
 #[test]
 fn pointer_that_found_no_room_follows_when_there_is_some() {
     explore(2, || {
-        follow_when_there_is_room(1, |world, opcode| {
+        follow_when_there_is_room(THREADS, 1, |world, opcode| {
+            world.set_pointer(opcode, &Arc::new(AtomicU8::new(opcode)));
+        });
+    });
+}
+
+#[test]
+fn pointer_that_found_no_room_follows_in_event_loops_too() {
+    explore(1, || {
+        follow_when_there_is_room(EVENT_LOOPS, 1, |world, opcode| {
             world.set_pointer(opcode, &Arc::new(AtomicU8::new(opcode)));
         });
     });
@@ -157,8 +181,8 @@ fn pointer_that_found_no_room_follows_when_there_is_some() {
 
 /// A full ring, and so many changes more, which `change` makes. Only the destination can tell of room: the timer thread has had its turn, and
 /// sleeps.
-fn follow_when_there_is_room(more: u8, change: impl Fn(&World, u8)) {
-    let world = World::new(Resends::Never);
+fn follow_when_there_is_room(world: fn(Resends) -> World, more: u8, change: impl Fn(&World, u8)) {
+    let world = world(Resends::Never);
     let destination = world.attach();
     for opcode in 0..5 {
         world.set(opcode, opcode);

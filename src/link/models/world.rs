@@ -11,6 +11,7 @@ use super::loom_platform::{FAR, Kernel, Loom, LoomPeer, LoomWaits};
 use crate::link::incoming::{IncomingLink, Woken};
 use crate::link::outgoing::OutgoingLink;
 use crate::link::platform::{Platform, Waits};
+use crate::link::service::Drive;
 use crate::link::shared::Shared;
 use crate::link::timer::Timer;
 use crate::opcode::{Opcode, ToOpcode};
@@ -36,6 +37,7 @@ pub(super) struct World {
     pub(super) kernel: Rc<Kernel>,
     pub(super) shared: Arc<Shared<Loom>>,
     pub(super) table: TableId,
+    drive: Drive,
 }
 
 /// The source's end of a link.
@@ -52,6 +54,15 @@ pub(super) enum Resends {
 
 impl World {
     pub(super) fn new(resends: Resends) -> World {
+        World::driven(Drive::OwnThread, resends)
+    }
+
+    /// Both sides are driven by event loops: they sleep on what the descriptors show that they are given.
+    pub(super) fn in_event_loops(resends: Resends) -> World {
+        World::driven(Drive::Loop, resends)
+    }
+
+    fn driven(drive: Drive, resends: Resends) -> World {
         let interval = match resends {
             Resends::Never => FAR * 100,
             Resends::Soon => Duration::from_millis(1),
@@ -71,7 +82,7 @@ impl World {
             reason = "loom runs its threads on one thread of the system"
         )]
         let shared = Arc::new(shared);
-        World { kernel, shared, table }
+        World { kernel, shared, table, drive }
     }
 
     /// A link: the source's end, which takes effect with [`World::add`], and the destination's.
@@ -82,8 +93,8 @@ impl World {
         let mut core = DestinationCore::new(true, Subscription::all());
         core.attach(1);
         let link = IncomingLink::new(of_destination, change_out, ack_in, CHANGE_RING_BYTES);
-        let destination =
-            Destination { kernel: self.kernel.clone(), link, core, told: Vec::new(), refusals: 0 };
+        let (kernel, drive) = (self.kernel.clone(), self.drive);
+        let destination = Destination { kernel, drive, link, core, told: Vec::new(), refusals: 0 };
         ((of_source, change_in, ack_out), destination)
     }
 
@@ -157,7 +168,7 @@ impl World {
     pub(super) fn timer(&self) -> TimerThread {
         TimerThread {
             world: self.clone(),
-            timer: Timer::new(self.shared.clone()),
+            timer: Timer::new(self.shared.clone(), self.drive == Drive::OwnThread),
             waits: self.kernel.waits(),
         }
     }
@@ -190,6 +201,10 @@ impl TimerThread {
         self.waits.clear();
         let Some(due) = self.timer.watch(&mut self.waits) else { return false };
         self.waits.wait(deadline.or(due)).unwrap();
+        if self.world.drive == Drive::Loop {
+            // That was the loop's. The round begins with a look of its own.
+            self.waits.wait(Some(Loom::now())).unwrap();
+        }
         self.timer.turn(&self.waits);
         true
     }
@@ -206,6 +221,7 @@ impl TimerThread {
 #[derive(Debug)]
 pub(super) struct Destination {
     kernel: Rc<Kernel>,
+    drive: Drive,
     pub(super) link: IncomingLink<Loom>,
     core: DestinationCore,
     pub(super) told: Vec<Told>,
@@ -258,13 +274,30 @@ impl Destination {
 
     /// Waits for more; `false` if there will be none.
     fn wait(&mut self, waits: &mut LoomWaits) -> bool {
-        if self.link.wait(&self.core, None, waits).unwrap() != Woken::SourceGone {
+        let woken = match self.drive {
+            Drive::OwnThread => self.link.wait(&self.core, None, waits).unwrap(),
+            Drive::Loop => self.sleep(waits),
+        };
+        if woken != Woken::SourceGone {
             return true;
         }
         // What was published before is still there.
         self.link.handle_source_gone();
         while !self.receive() {}
         false
+    }
+}
+
+impl Destination {
+    /// The end of a dispatch, the loop's wait, and the beginning of the next dispatch.
+    fn sleep(&mut self, waits: &mut LoomWaits) -> Woken {
+        if !self.link.fall_asleep(&self.core).unwrap() {
+            return Woken::NotAsleep;
+        }
+        waits.clear();
+        self.link.watch(waits);
+        waits.wait(None).unwrap();
+        self.link.wake_up(waits).unwrap()
     }
 }
 

@@ -192,7 +192,7 @@ fn listen(place: &Place, socket_mode: u32) -> Result<Listener, BindError> {
     Ok(listener)
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
+pub(super) fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     options.mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path)
@@ -202,11 +202,11 @@ fn open_lock(path: &Path) -> io::Result<File> {
     deprecated,
     reason = "the guard that replaces it unlocks on drop, which in a forked child frees the parent's lock"
 )]
-fn flock_now(file: &File) -> Result<(), Errno> {
+pub(super) fn flock_now(file: &File) -> Result<(), Errno> {
     nix::fcntl::flock(file.as_raw_fd(), nix::fcntl::FlockArg::LockExclusiveNonblock)
 }
 
-fn leads_to(path: &Path, file: BorrowedFd<'_>) -> bool {
+pub(super) fn leads_to(path: &Path, file: BorrowedFd<'_>) -> bool {
     let (Ok(there), Ok(here)) = (std::fs::symlink_metadata(path), fstat(file)) else { return false };
     (there.dev(), there.ino()) == (here.st_dev, here.st_ino)
 }
@@ -239,4 +239,4 @@ impl std::fmt::Display for Holder {
 }
 
 /// Each attempt but the last loses to another source that ended or began at that very moment.
-const LOCK_ATTEMPTS: u32 = 100;
+pub(super) const LOCK_ATTEMPTS: u32 = 100;

@@ -10,10 +10,11 @@
 //! | `<name>.sock` | the socket; renamed into place once it listens, so that whoever sees it can connect |
 //! | `<name>.lock` | locked by `flock` for as long as the source lives; holds its pid for people and messages |
 //! | `<name>.sock.new` | the socket before it is renamed; only the holder of the lock makes it |
+//! | `<name>.<identity>.lease` | with named regions: locked for as long as the source or destination lives that makes them |
 //!
 //! Invariants:
-//! 1. Only the holder of the lock creates, replaces or removes any of these files, and a lock counts only
-//!    while the path leads to the very file that is locked.
+//! 1. Only the holder of the lock creates, replaces or removes any of these files (a lease is a lock of its own), and a
+//!    lock counts only while the path leads to the very file that is locked.
 //! 2. A source that ends removes all of them; what kill -9 left behind, the next source of that name takes
 //!    over.
 //! 3. A forked child holds neither lock nor socket, and removes nothing.
@@ -24,6 +25,8 @@
 //! Source: `unix(7)`, `flock(2)`, `inotify(7)`.
 
 pub(crate) mod bind;
+#[cfg(feature = "named-region")]
+pub(crate) mod lease;
 pub(crate) mod place;
 pub(crate) mod watch;
 

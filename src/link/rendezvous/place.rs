@@ -227,6 +227,20 @@ impl Place {
         self.file(LOCK_SUFFIX)
     }
 
+    /// Where the lease of a life of its source, or of a destination of it, is.
+    #[cfg(feature = "named-region")]
+    pub(super) fn lease(&self, identity: u64) -> PathBuf {
+        self.file(&format!(".{identity:016x}{LEASE_SUFFIX}"))
+    }
+
+    /// Whose lease a file of that name is, if it is one of this place.
+    #[cfg(feature = "named-region")]
+    pub(super) fn lease_of(&self, file_name: &str) -> Option<u64> {
+        let digits = file_name.strip_prefix(&self.name)?.strip_prefix('.')?.strip_suffix(LEASE_SUFFIX)?;
+        let identity = u64::from_str_radix(digits, 16).ok()?;
+        (digits == format!("{identity:016x}")).then_some(identity)
+    }
+
     fn file(&self, suffix: &str) -> PathBuf {
         self.dir.path.join(format!("{}{suffix}", self.name))
     }
@@ -258,3 +272,5 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 const SOCKET_SUFFIX: &str = ".sock";
 const NEW_SOCKET_SUFFIX: &str = ".sock.new";
 const LOCK_SUFFIX: &str = ".lock";
+#[cfg(feature = "named-region")]
+const LEASE_SUFFIX: &str = ".lease";

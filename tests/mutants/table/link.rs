@@ -52,6 +52,24 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("«self.changes.start_waiting();» let outcome", "")],
     },
     Mutant {
+        fault: "a destination whose event loop is about to sleep does not look again once it has said so",
+        file: "link/incoming.rs",
+        edits: &[(
+            "self.changes.start_waiting(); if «self.must_stay_awake(core)?» { self.changes.stop_waiting();",
+            "false",
+        )],
+    },
+    Mutant {
+        fault: "a destination whose event loop is about to sleep does not say so",
+        file: "link/incoming.rs",
+        edits: &[("«self.changes.start_waiting();» if self.must_stay_awake", "")],
+    },
+    Mutant {
+        fault: "a destination that an event loop has woken leaves its bell rung",
+        file: "link/incoming.rs",
+        edits: &[("if heard.rung { «self.peer.clear()?;» }", "")],
+    },
+    Mutant {
         fault: "a destination that has made room rings nobody",
         file: "link/incoming.rs",
         edits: &[("if «self.changes.producer_must_be_rung()» {", "false")],
@@ -105,7 +123,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a source that is closed leaves its flushes asleep",
         file: "link/shared.rs",
-        edits: &[("drop(state); «self.tell_flushes();» // Unmapping", "")],
+        edits: &[("drop(state); «self.tell_flushes();» tasks.into_iter()", "")],
     },
     Mutant {
         fault: "to close a source does not wake its timer thread",
