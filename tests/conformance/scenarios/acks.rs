@@ -68,6 +68,7 @@ pub(crate) fn flush_says_who_has_applied_everything_and_who_has_not(combination:
     for n in 0..3u8 {
         table.set(n, "1").unwrap();
     }
+    world.until("the acks of the other", |world| world.stats().destinations[0].unacked == 0);
     let Flushed::TimedOut(left) = world.flush(Duration::from_millis(50)) else { panic!("one stands still") };
     let stopped_id = world.stats().destinations[1].id;
     assert_eq!(left, [(stopped_id, 3)]);
