@@ -232,6 +232,27 @@ fn publishers_of_other_threads_wake_the_loop() {
         publishers.iter().all(|publisher| publisher.is_finished()) && pairs[0].is_equal_but_pointers()
     });
     publishers.into_iter().for_each(|publisher| publisher.join().unwrap());
+    // With rings that are empty and no acks to come, nothing but the publisher can wake the loop for this.
+    for round in 0..20u8 {
+        until("silence", || {
+            let ready = of_both.wait(20);
+            ready.iter().for_each(|number| dispatch(&mut pairs, *number));
+            ready.is_empty()
+        });
+        let table = pairs[0].table.clone();
+        let late = std::thread::spawn(move || {
+            let value = Arc::new(SnapshotFn(move |out: &mut Vec<u8>| {
+                out.push(round);
+                Ok(())
+            }));
+            table.set_shared("late", &value).unwrap()
+        });
+        until("a pointer's data", || {
+            of_both.wait(20).into_iter().for_each(|number| dispatch(&mut pairs, number));
+            pairs[0].replica.table("t").get("late") == Some(&[round])
+        });
+        late.join().unwrap();
+    }
     [pair] = pairs;
     let state = &pair.source.stats().destinations[0];
     assert_eq!((state.resent, state.unreadable), (0, 0));

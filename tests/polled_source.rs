@@ -3,7 +3,10 @@
 mod common;
 #[path = "common/event_loop.rs"]
 mod event_loop;
+#[path = "common/raw.rs"]
+mod raw;
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -196,4 +199,35 @@ fn source_that_is_dropped_within_a_snapshot_ends_with_that_round() {
     });
     assert_eq!(common::entries(dir.path()), [""; 0]);
     assert_eq!(table.set(1u8, "x"), Err(SetError::Closed));
+}
+
+/// Within one round the one hangs up and the other comes, and is given the descriptor's number that is free then.
+#[test]
+fn stranger_in_the_place_of_another_is_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, mut driver) = source_options(dir.path()).create_polled("s").unwrap();
+    let of_driver = Loop::watching(&driver);
+    let mut settle = || {
+        until("silence", || {
+            let ready = of_driver.wait(20);
+            ready.iter().for_each(|_| go_round(&mut driver));
+            ready.is_empty()
+        });
+    };
+    settle();
+    for swaps in 1..=8 {
+        let first = raw::knock(source.socket_path());
+        settle();
+        // The set that is watched is a descriptor, too, and has taken one that was free: so that the numbers meet now and then.
+        let kept: Vec<_> = (0..swaps % 3).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        drop(first);
+        let second = raw::knock(source.socket_path());
+        settle();
+        assert_eq!(source.stats().refused, 2 * swaps - 1, "the first has hung up");
+        nix::sys::socket::send(second.as_raw_fd(), b"no greeting", nix::sys::socket::MsgFlags::empty())
+            .unwrap();
+        settle();
+        assert_eq!(source.stats().refused, 2 * swaps, "the second was heard");
+        drop(kept);
+    }
 }
