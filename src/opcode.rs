@@ -213,7 +213,8 @@ pub trait FromOpcode: Sized {
 /// Collects an opcode's bytes, and counts those that are too many.
 #[derive(Debug)]
 pub struct OpcodeWriter {
-    inline: [u8; INLINE_BYTES],
+    /// The bytes so far, in the form that an opcode has in the end.
+    inline: [u8; INLINE_BYTES + 1],
     /// All bytes, if there are too many for `inline`.
     spilled: Vec<u8>,
     length: usize,
@@ -222,7 +223,7 @@ pub struct OpcodeWriter {
 impl OpcodeWriter {
     #[inline]
     fn new() -> OpcodeWriter {
-        OpcodeWriter { inline: [0; INLINE_BYTES], spilled: Vec::new(), length: 0 }
+        OpcodeWriter { inline: [0; INLINE_BYTES + 1], spilled: Vec::new(), length: 0 }
     }
 
     /// Appends bytes as they are.
@@ -230,7 +231,7 @@ impl OpcodeWriter {
     pub fn put(&mut self, bytes: &[u8]) {
         let start = self.length;
         self.length += bytes.len();
-        match self.inline.get_mut(start..self.length) {
+        match self.inline[..INLINE_BYTES].get_mut(start..self.length) {
             Some(free) => free.copy_from_slice(bytes),
             None => self.spill(start, bytes),
         }
@@ -249,12 +250,10 @@ impl OpcodeWriter {
 
     #[inline]
     fn finish(self) -> Result<Opcode, OpcodeError> {
-        let OpcodeWriter { inline, spilled, length } = self;
+        let OpcodeWriter { mut inline, spilled, length } = self;
         if length <= INLINE_BYTES {
-            let mut bytes = [0; INLINE_BYTES + 1];
-            bytes[..INLINE_BYTES].copy_from_slice(&inline);
-            bytes[INLINE_BYTES] = length as u8;
-            return Ok(Opcode(Bytes::Inline(bytes)));
+            inline[INLINE_BYTES] = length as u8;
+            return Ok(Opcode(Bytes::Inline(inline)));
         }
         if length > Opcode::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: length });

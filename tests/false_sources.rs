@@ -147,7 +147,7 @@ fn answer_that_cannot_be_understood_is_an_error_that_says_so() {
             greeting(MAGIC, 7, ACCEPT, [EPOCH, 4096]),
             "the peer speaks version 7 of the protocol, this side version 1",
         ),
-        (greeting(MAGIC, VERSION, HELLO, [EPOCH, 4096]), "kind 0x1 of a greeting, expected 2 or 3"),
+        (greeting(MAGIC, VERSION, HELLO, [EPOCH, 4096]), "kind 0x1 of a greeting, expected 2, 3 or 5"),
         (greeting(MAGIC, VERSION, ACCEPT, [0; 2])[..20].to_vec(), "greeting of 20 bytes, expected 32"),
         (
             greeting(MAGIC, VERSION, ACCEPT, [EPOCH, 4096]),

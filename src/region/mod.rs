@@ -336,12 +336,12 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         return unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
     let mut at = 0;
-    while at + 4 * WORD <= len {
-        for word in 0..4 {
+    while at + 8 * WORD <= len {
+        for word in 0..8 {
             // SAFETY: within what the caller promises.
             unsafe { copy_one::<[u8; WORD]>(from, to, at + word * WORD) };
         }
-        at += 4 * WORD;
+        at += 8 * WORD;
     }
     while at + WORD <= len {
         // SAFETY: within what the caller promises.
