@@ -153,7 +153,7 @@ fn answer_that_cannot_be_understood_is_an_error_that_says_so() {
             greeting(MAGIC, VERSION, ACCEPT, [EPOCH, 4096]),
             "the peer's greeting came with 0 file descriptors, expected 2",
         ),
-        (vec![0; 32769], "the peer's message was cut off, expected one of at most 32768 bytes"),
+        (vec![0; 32781], "the peer's message was cut off, expected one of at most 32780 bytes"),
         (refusal, "the source refused: too old for version 7"),
     ];
     for (answer, expected) in answers {

@@ -105,8 +105,8 @@ fn hello_that_cannot_be_understood_is_answered_with_the_reason() {
         (hello()[..24].to_vec(), "greeting of 24 bytes, expected at least 32"),
         (hello()[..35].to_vec(), "greeting of 35 bytes, expected at least 36"),
         ([hello(), vec![0]].concat(), "greeting of 37 bytes, expected 36"),
-        (greeting(MAGIC, VERSION, ACCEPT, [1, 4096]), "kind 0x2 of a greeting, expected 1"),
-        (vec![0; 32769], "the peer's message was cut off, expected one of at most 32768 bytes"),
+        (greeting(MAGIC, VERSION, ACCEPT, [1, 4096]), "kind 0x2 of a greeting, expected 1 or 4"),
+        (vec![0; 32781], "the peer's message was cut off, expected one of at most 32780 bytes"),
         (hello(), "the peer's greeting came with 0 file descriptors, expected 2"),
     ];
     for (message, expected) in messages {
@@ -180,7 +180,7 @@ fn longest_hello_with_thousands_of_prefixes_is_taken_and_means_what_it_says() {
         &mut served,
         &[message, vec![0]].concat(),
         &[],
-        "the peer's message was cut off, expected one of at most 32768 bytes",
+        "greeting of 32769 bytes, expected 32768",
     );
 }
 
