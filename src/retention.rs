@@ -42,7 +42,7 @@ impl Retention {
     /// [`Retention::Unacked`], with a function that yields all items.
     ///
     /// It is called when a destination attaches, after [`Table::ready`](crate::Table::ready), and its iterator is drawn from
-    /// as the destination makes progress; both on the source's timer thread and with no lock of the library held. The
+    /// as the destination makes progress; both where snapshots are taken ([`Snapshot`](crate::Snapshot)), with no lock of the library held. The
     /// iterator may read the items one by one as it is drawn from, or copy them all at its beginning. What is changed or
     /// removed meanwhile is known to the source, which passes over the iterator's value for it; so the order matters in
     /// which the application makes a change: *first* in its own state, *then* with [`Table::set`](crate::Table::set) or

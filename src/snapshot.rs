@@ -16,8 +16,10 @@ pub type SnapshotResult = Result<(), Box<dyn Error + Send + Sync>>;
 /// Ready-made for a value behind a [`Mutex`] or an [`RwLock`], for one that is swapped atomically (`arc_swap::ArcSwap`, with
 /// the feature `arc-swap`), and for functions that write the copy ([`SnapshotFn`]).
 ///
-/// It is called on the source's timer thread, again each time that the item is sent. While it runs, that thread does nothing
-/// else: a lock that is held for long delays resends, and the notice of dead destinations.
+/// It is called on the source's timer thread, again each time that the item is sent; of a source without one
+/// ([`SourceOptions::create_polled`](crate::SourceOptions::create_polled)) in
+/// [`SourceDriver::dispatch`](crate::SourceDriver::dispatch) and in [`Source::flush`](crate::Source::flush). While it runs,
+/// nothing else is done there: a lock that is held for long delays resends, and the notice of dead destinations.
 ///
 /// The last reference to it may be let go of by the library, with the source's lock held: its `Drop`, if it has one that
 /// matters, must neither call the library nor wait for anyone who does. The same holds for an enumerator's iterator.

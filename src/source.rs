@@ -113,8 +113,8 @@ impl Source {
     /// [unacknowledged changes only](Retention::Unacked) and is not [`ready`](Table::ready), it waits for the changes since the
     /// destination attached.
     ///
-    /// An item whose data must be read ([`Table::set_shared`]) is read on the timer thread: do not hold a lock meanwhile that
-    /// its snapshot takes.
+    /// An item whose data must be read ([`Table::set_shared`]) is read on the timer thread, or, of a source without one, within this
+    /// call: do not hold a lock meanwhile that its snapshot takes.
     ///
     /// # Errors
     /// [`FlushError`]; that a destination is slow or gone is an outcome, not an error.

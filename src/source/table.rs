@@ -58,8 +58,8 @@ impl Table {
     /// Gives an item a pointer to its data: the data stays where it is, in the application, and a consistent copy of it is
     /// taken each time that it is sent. After each change of the data, say [`Table::touch`].
     ///
-    /// The copy is taken on the source's timer thread, with no lock of the library held: a lock of the application's own may
-    /// be held during this call. So it answers [`Sent::Deferred`] if there is a destination that wants the item. Data that
+    /// The copy is taken on the source's timer thread, or by whoever drives a source without one (see [`Snapshot`]), with no lock
+    /// of the library held: a lock of the application's own may be held during this call. So it answers [`Sent::Deferred`] if there is a destination that wants the item. Data that
     /// cannot be read, or is too long, is tried again as an unacknowledged change is; see
     /// [`DestinationState::unreadable`](crate::DestinationState::unreadable).
     ///

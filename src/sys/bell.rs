@@ -16,7 +16,7 @@
 //! peer clears it, fills the counter, and puts the one who rings to sleep. In a pipe both ends share one
 //! mutex, held while bytes are copied from or to user memory: a peer whose read faults on memory that it
 //! serves itself (userfaultfd, FUSE) held a non-blocking write for as long as it liked. Sending and clearing
-//! cost about three times what they cost with a pipe, once per sleep. And it is the waiting side that makes
+//! cost more than with a pipe, once per sleep (docs/benchmarks.md). And it is the waiting side that makes
 //! the pair: a receive on the end that was passed can be held up in just that way, a send on it cannot.
 //!
 //! Where no descriptors can be passed, the rendezvous socket itself is the bell of both sides
