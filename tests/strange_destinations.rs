@@ -176,12 +176,7 @@ fn longest_hello_with_thousands_of_prefixes_is_taken_and_means_what_it_says() {
     assert_eq!(served.source.stats().broken, 0);
     served.check();
 
-    assert_refused(
-        &mut served,
-        &[message, vec![0]].concat(),
-        &[],
-        "greeting of 32769 bytes, expected 32768",
-    );
+    assert_refused(&mut served, &[message, vec![0]].concat(), &[], "greeting of 32769 bytes, expected 32768");
 }
 
 #[test]

@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use super::{Attachment, Destination, RECORDS_PER_CALL, RecvError, Wait};
+#[cfg(feature = "wait-raw-sync")]
+use super::Wait;
+use super::{Attachment, Destination, RECORDS_PER_CALL, RecvError};
 use crate::dispatch::{Dispatched, Next};
 use crate::link::LinkError;
 use crate::link::incoming::Woken;
@@ -53,9 +55,9 @@ impl Destination {
     /// there, when a source appears or dies, and when something is due, also before the first call. With nothing to do
     /// it is not, whether there is a source or not.
     ///
-    /// With [`Wait::Spin`] or [`Wait::SpinThenYield`] the source does not ring: once attached, the descriptor is readable all the
-    /// time, and the answer is always [`Next::Now`], for a poller that goes round without sleeping. [`Wait::SpinThenSleep`] is
-    /// as [`Wait::Block`] here.
+    /// With [`Wait::Spin`](crate::Wait::Spin) or [`Wait::SpinThenYield`](crate::Wait::SpinThenYield) the source does not ring: once attached, the descriptor is readable all the
+    /// time, and the answer is always [`Next::Now`], for a poller that goes round without sleeping. [`Wait::SpinThenSleep`](crate::Wait::SpinThenSleep) is
+    /// as [`Wait::Block`](crate::Wait::Block) here.
     ///
     /// With `Wait::RawSync` the source rings where no event loop can hear it: the descriptor is readable every 20 ms.
     ///
