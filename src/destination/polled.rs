@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use super::{Attachment, Destination, RECORDS_PER_CALL, RecvError, Wait};
+#[cfg(feature = "wait-raw-sync")]
+use super::Wait;
+use super::{Attachment, Destination, RECORDS_PER_CALL, RecvError};
 use crate::dispatch::{Dispatched, Next};
 use crate::link::LinkError;
 use crate::link::incoming::Woken;
