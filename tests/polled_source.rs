@@ -6,14 +6,18 @@ mod event_loop;
 #[path = "common/raw.rs"]
 mod raw;
 
+use std::future::Future;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use common::{PATIENCE, source_options, until};
 use event_loop::{Loop, Pair, dispatch, go_round, update};
 use shmirror::{
-    DriveError, Event, FlushError, Flushed, Next, SetError, SnapshotFn, Source, SourceDriver, Table,
+    DriveError, Event, Flush, FlushError, Flushed, Next, SetError, SnapshotFn, Source, SourceDriver, Table,
 };
 use tempfile::TempDir;
 
@@ -147,6 +151,61 @@ fn flushes_that_are_given_up_leave_their_places() {
     let mut closed = pairs[0].source.start_flush().unwrap();
     drop(pairs);
     assert_eq!(closed.try_finish().unwrap_err(), FlushError::Closed);
+}
+
+/// A task whose executor has let go of it: the last of its wakers drops what it owns.
+struct Task {
+    _owned: Flush,
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn waker_that_is_the_last_to_hold_a_task_drops_it_without_harm() {
+    let (tell, told) = channel();
+    // all of it on that thread: if it hangs, what it has cannot be dropped either
+    std::thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pairs = [Pair::new(dir.path(), 0)];
+        let of_both = Loop::new();
+        of_both.add(&pairs[0].driver, 0);
+        of_both.add(&pairs[0].replica, 1);
+        until("the full state", || {
+            of_both.wait(10).into_iter().for_each(|number| dispatch(&mut pairs, number));
+            pairs[0].is_equal() && pairs[0].source.stats().destinations[0].unacked == 0
+        });
+        pairs[0].table.set(1u32, "not acknowledged yet").unwrap();
+        let source = &pairs[0].source;
+        let task = || Waker::from(Arc::new(Task { _owned: source.start_flush().unwrap() }));
+        let poll = |flush: &mut Flush, task: &Waker| Pin::new(flush).poll(&mut Context::from_waker(task));
+        let mut flush = source.start_flush().unwrap();
+        assert_eq!(poll(&mut flush, &task()), Poll::Pending);
+        tell.send("replaced by another").unwrap();
+        assert_eq!(poll(&mut flush, &task()), Poll::Pending);
+        tell.send("gone with its flush").unwrap();
+        drop(flush);
+        tell.send("gone at the end of its flush").unwrap();
+        let mut flush = source.start_flush().unwrap();
+        let last = task();
+        assert_eq!(poll(&mut flush, &last), Poll::Pending);
+        assert_eq!(poll(&mut flush, &last), Poll::Pending, "the same once more");
+        drop(last);
+        until("the flush", || {
+            pairs[0].replica.dispatch().unwrap();
+            flush.try_finish().unwrap() == Some(Flushed::Acked(1))
+        });
+        tell.send("all of it").unwrap();
+        pairs[0].table.set(1u32, "nor is this").unwrap();
+        let places: Vec<_> = (0..16).map(|_| pairs[0].source.start_flush()).collect();
+        assert!(places.iter().all(Result::is_ok), "a place was not given back");
+        tell.send("").unwrap();
+    });
+    let mut step = "the full state";
+    while !step.is_empty() {
+        step = told.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("stuck, or failed, at: {step}"));
+    }
 }
 
 #[test]

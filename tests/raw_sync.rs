@@ -32,11 +32,35 @@ fn waits_through_raw_sync_need_a_named_region() {
 }
 
 #[test]
+fn destination_that_waits_through_raw_sync_is_refused_unless_the_source_allows_it() {
+    let place = Place::new();
+    let by_default = source_options(place.dir()).region(Region::Named);
+    let forbidden = by_default.clone().allow_raw_sync(true).allow_raw_sync(false);
+    for options in [by_default, forbidden] {
+        let source = options.create("s").unwrap();
+        source.table("t").unwrap().ready();
+        let mut refused = replica(place.dir());
+        let mut refusal = None;
+        until("the refusal", || {
+            refusal = refused.wait(common::MOMENT).err();
+            refusal.is_some()
+        });
+        let expected = "the source refused: the destination waits through raw_sync, which the source does not allow \
+                        (SourceOptions::allow_raw_sync, with the feature wait-raw-sync)";
+        assert_eq!(refusal.unwrap().to_string(), expected);
+        // others of the same source are taken
+        let options = Replica::options().runtime_dir(place.dir()).region(Region::Named);
+        options.connect("s").unwrap().wait_synced(PATIENCE).unwrap();
+        assert_eq!(source.stats().attached, 1);
+    }
+}
+
+#[test]
 fn ring_at_the_event_wakes_a_destination_before_its_wait_would_end() {
     // Without rings a wait ends by itself every 20 ms, and twelve in a row below 8 ms are one case in sixty thousand.
     const QUICK: Duration = Duration::from_millis(8);
     let place = Place::new();
-    let source = source_options(place.dir()).region(Region::Named).create("s").unwrap();
+    let source = source_options(place.dir()).region(Region::Named).allow_raw_sync(true).create("s").unwrap();
     let table = source.table("t").unwrap();
     table.ready();
     let mut replica = replica(place.dir());
@@ -173,7 +197,7 @@ fn child() {
     let Some((role, dir)) = process::role() else { return };
     match role.as_str() {
         "source" => {
-            let source = source_options(&dir).region(Region::Named).create("s").unwrap();
+            let source = source_options(&dir).region(Region::Named).allow_raw_sync(true).create("s").unwrap();
             source.table("t").unwrap().ready();
             assert_eq!(heard(), None);
         }

@@ -53,7 +53,9 @@ pub enum Wait {
     /// Sleeps at an event of the `raw_sync` crate in shared memory, for comparison and for systems built on it; with
     /// `Region::Named` only. It wakes every 20 ms to look whether the source lives. Not safe against `kill -9`: a
     /// destination that is killed or stopped at the wrong moment (while it takes or gives back the event's mutex) holds
-    /// the source's publishers up for ever, and a source so killed its destination.
+    /// the source's publishers up for ever, and a source so killed its destination. Nor against a hostile peer, which can
+    /// also hold up who rings it, for ever, and by overwriting the mutex make it panic, abort or write to wrong memory: it
+    /// must be trusted. The source has to allow it ([`SourceOptions::allow_raw_sync`](crate::SourceOptions::allow_raw_sync)).
     #[cfg(feature = "wait-raw-sync")]
     RawSync,
 }

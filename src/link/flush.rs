@@ -79,7 +79,9 @@ impl<P: Platform> Shared<P> {
                 None => state = self.wait_flushed(state, deadline),
             }
         };
-        state.end_flush(flush.slot);
+        let task = state.end_flush(flush.slot);
+        drop(state);
+        drop(task);
         outcome
     }
 
@@ -104,11 +106,17 @@ impl<P: Platform> Shared<P> {
         deadline: Option<Instant>,
         task: Option<&Waker>,
     ) -> Option<Result<Flushed, FlushError>> {
+        // A task is cloned and dropped while the lock is free: that is code of an executor's, and may come back here.
+        let mut task = task.cloned();
         let mut state = self.lock();
         let outcome = self.look(&mut state, ticket, deadline);
-        if let (None, Some(task)) = (&outcome, task) {
-            state.set_flush_task(ticket.slot, task);
+        if outcome.is_none()
+            && let Some(new) = task.take()
+        {
+            task = state.set_flush_task(ticket.slot, new);
         }
+        drop(state);
+        drop(task);
         outcome
     }
 
@@ -121,7 +129,9 @@ impl<P: Platform> Shared<P> {
 
     /// Gives the place of a flush to others.
     pub(crate) fn cancel_flush(&self, ticket: &Ticket) {
-        self.lock().end_flush(ticket.slot);
+        let task = self.lock().end_flush(ticket.slot);
+        // The lock was free again at the end of the line before.
+        drop(task);
     }
 
     /// Takes acks in, and asks to be rung for more; answers how a flush has ended, if it has.

@@ -92,10 +92,11 @@ pub enum GreetingError {
     #[cfg(feature = "named-region")]
     #[error("no segments can be made without a lease: {0}")]
     Lease(BindError),
-    /// The destination waits in a way that this source was not built for.
+    /// The destination waits in a way that this source does not allow, or was not built for.
     #[cfg(feature = "named-region")]
     #[error(
-        "the destination waits through raw_sync, for which this source was not built (feature wait-raw-sync)"
+        "the destination waits through raw_sync, which the source does not allow \
+         (SourceOptions::allow_raw_sync, with the feature wait-raw-sync)"
     )]
     NoEvents,
     /// The peer's region cannot be used, or none could be made.
@@ -159,7 +160,12 @@ pub(crate) enum Means {
     Descriptors,
     /// Under names, which are this side's as long as it holds the lease.
     #[cfg(feature = "named-region")]
-    Names { _lease: Lease },
+    Names {
+        _lease: Lease,
+        /// Peers may wait at events.
+        #[cfg(feature = "wait-raw-sync")]
+        events: bool,
+    },
 }
 
 impl Means {
@@ -169,6 +175,16 @@ impl Means {
             #[cfg(feature = "named-region")]
             Means::Names { .. } => NAMES,
         }
+    }
+
+    /// Whether a peer may wait at an event, at which this side rings then.
+    #[cfg(feature = "named-region")]
+    fn allows_events(&self) -> bool {
+        #[cfg(feature = "wait-raw-sync")]
+        if let Means::Names { events, .. } = self {
+            return *events;
+        }
+        false
     }
 
     /// The peer means another kind than this side.

@@ -105,7 +105,7 @@ impl Peer<PollSet> for LinuxPeer {
             let now = Instant::now();
             let most = deadline.map_or(SLICE, |deadline| deadline.saturating_duration_since(now));
             if !most.is_zero() {
-                event.wait(most);
+                event.wait(most)?;
             }
             deadline = Some(now);
         }

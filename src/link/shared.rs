@@ -254,16 +254,28 @@ impl<P: Platform> State<P> {
         self.flushes != 0
     }
 
-    pub(crate) fn end_flush(&mut self, flush: usize) {
+    /// Ends a flush. Answers its task, to be dropped once the lock is free: that may drop all that the task owns, such as
+    /// another flush, which takes the lock then.
+    #[must_use]
+    pub(super) fn end_flush(&mut self, flush: usize) -> Option<Waker> {
         self.core.end_flush(flush);
         self.flushes &= !(1 << flush);
-        self.flush_tasks.retain(|(waits, _)| *waits != flush);
+        let at = self.flush_tasks.iter().position(|(waits, _)| *waits == flush)?;
+        Some(self.flush_tasks.swap_remove(at).1)
     }
 
-    /// Has that task woken, in place of the one before, once there is news for a flush.
-    pub(super) fn set_flush_task(&mut self, flush: usize, task: &Waker) {
-        self.flush_tasks.retain(|(waits, _)| *waits != flush);
-        self.flush_tasks.push((flush, task.clone()));
+    /// Has that task woken, in place of the one before, once there is news for a flush. Answers the one of them that is not
+    /// needed, to be dropped as that of [`State::end_flush`] is.
+    #[must_use]
+    pub(super) fn set_flush_task(&mut self, flush: usize, task: Waker) -> Option<Waker> {
+        match self.flush_tasks.iter_mut().find(|(waits, _)| *waits == flush) {
+            Some((_, known)) if known.will_wake(&task) => Some(task),
+            Some((_, known)) => Some(std::mem::replace(known, task)),
+            None => {
+                self.flush_tasks.push((flush, task));
+                None
+            }
+        }
     }
 
     /// The tasks to wake, once the lock is free.

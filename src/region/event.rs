@@ -11,7 +11,10 @@
 //!   [`PeerEvent::ring`], and [`OwnEvent::wait`] when it comes back from the condition variable, wait for ever. A
 //!   condition variable can also hang who signals it when one of two waiters was killed; here each event has one waiter
 //!   in its life.
-//! - It does not protect from the peer, which can hold the mutex as long as it likes, or overwrite it.
+//! - It does not protect from the peer, which has to be trusted. It can hold the mutex as long as it likes, or overwrite it.
+//!   Then `raw_sync` panics where the C library refuses to unlock, which is an error here (in a program that does not
+//!   abort on panic). But with the bits of a robust or priority-inheriting mutex set, the C library follows list pointers
+//!   out of it, and writes where they lead.
 //! - Its time is CLOCK_REALTIME: set back, a wait is longer by as much, unless it is rung.
 //!
 //! Source: `pthread_cond_timedwait(3)`, `pthread_mutexattr_setrobust(3)`; `raw_sync` 0.1.5's `src/events/unix.rs` and
@@ -20,8 +23,9 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use raw_sync::Timeout;
 use raw_sync::events::{Event, EventImpl, EventInit, EventState};
@@ -67,11 +71,20 @@ impl OwnEvent {
     }
 
     /// Waits until it is rung, `most` or [`SLICE`] has passed, or for no reason. A ring that came before ends it at once.
-    pub(crate) fn wait(&self, most: Duration) {
+    ///
+    /// # Errors
+    /// The peer has overwritten the mutex, so that it cannot be given back.
+    pub(crate) fn wait(&self, most: Duration) -> io::Result<()> {
+        let start = Instant::now();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let slice = slice(most, now.subsec_nanos());
-        // An error is as good as a ring: whoever waits looks at everything that could have happened.
-        let _ = self.event.wait(Timeout::Val(slice));
+        // An error is as good as a ring: whoever waits looks at everything that could have happened. The end of the time
+        // is one, too; one that comes before it may come each time, and nobody shall spin on it.
+        let waited = contained(|| self.event.wait(Timeout::Val(slice)))?;
+        if waited.is_err() && start.elapsed() < slice / 2 {
+            std::thread::sleep(PAUSE_AFTER_ERROR);
+        }
+        Ok(())
     }
 }
 
@@ -90,9 +103,9 @@ impl PeerEvent {
     /// Rings. This is where a peer that died, or was stopped, at the wrong moment, holds the caller up.
     ///
     /// # Errors
-    /// The C library refuses.
+    /// The C library refuses, as it does if the peer has overwritten the mutex.
     pub(crate) fn ring(&self) -> io::Result<()> {
-        self.event.set(EventState::Signaled).map_err(to_io)
+        contained(|| self.event.set(EventState::Signaled))?.map_err(to_io)
     }
 }
 
@@ -108,6 +121,18 @@ fn place(map: &Mapping) -> *mut u8 {
 fn slice(most: Duration, nanos_of_now: u32) -> Duration {
     let to_full_second = Duration::from_secs(1).saturating_sub(Duration::from_nanos(nanos_of_now.into()));
     most.min(SLICE).min(to_full_second.saturating_sub(BEFORE_FULL_SECOND))
+}
+
+/// Calls `raw_sync`, which unwraps what comes of unlocking: that is in the peer's hand. The link shall end, and not the
+/// publisher, or the source whose lock it holds.
+fn contained<T>(call: impl FnOnce() -> T) -> io::Result<T> {
+    // Unwind safe: what may be half done lies in the peer's memory, where anything may lie.
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let said = panic.downcast_ref::<String>().map_or("no text", String::as_str);
+        io::Error::other(format!(
+            "the event of raw_sync panicked, as it does if the peer overwrites it: {said}"
+        ))
+    })
 }
 
 fn to_io(error: Box<dyn std::error::Error>) -> io::Error {
@@ -131,6 +156,9 @@ const AUTO_RESET: bool = true;
 
 /// The longest wait: after it who waits looks whether its peer lives.
 pub(crate) const SLICE: Duration = Duration::from_millis(20);
+
+/// How long a wait lasts that has failed at once.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(1);
 
 /// What may pass between our look at the clock and that of `raw_sync`. In the last of each second there is no waiting.
 const BEFORE_FULL_SECOND: Duration = Duration::from_micros(50);

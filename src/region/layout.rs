@@ -18,8 +18,8 @@
 //!      └───────────────────────────────────────────────────────────────────────┘ padded to a page
 //! ```
 //!
-//! Both regions of a link look like this, and only the creator writes either: one ring's cursors therefore
-//! lie in two regions. All integers have the host's byte order. Words that different threads poll at
+//! Both regions of a link look like this, and only the creator writes either (but for the event): one ring's cursors
+//! therefore lie in two regions. All integers have the host's byte order. Words that different threads poll at
 //! different times are 128 bytes apart, since processors fetch cache lines in pairs.
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -156,6 +156,11 @@ const _: () =
     assert!(TAIL == 128 && START == 136 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
 const _: () = assert!(align_of::<std::sync::atomic::AtomicU64>() == WORD_BYTES, "the words are as far apart");
 const _: () = assert!(CONSUMER_WAITS + WORD_BYTES <= DATA);
+#[cfg(feature = "wait-raw-sync")]
+const _: () = assert!(
+    CONSUMER_WAITS + WORD_BYTES <= EVENT && EVENT < DATA && EVENT.is_multiple_of(FALSE_SHARING_BYTES),
+    "the event is apart from the words that are polled"
+);
 const _: () = assert!(DATA.is_multiple_of(FALSE_SHARING_BYTES));
 const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_power_of_two());
 

@@ -38,6 +38,8 @@ pub struct SourceOptions {
     timer_thread: ThreadOptions,
     #[cfg(feature = "named-region")]
     region: Region,
+    #[cfg(feature = "wait-raw-sync")]
+    allow_raw_sync: bool,
 }
 
 impl Default for SourceOptions {
@@ -53,6 +55,8 @@ impl Default for SourceOptions {
             timer_thread: ThreadOptions::default(),
             #[cfg(feature = "named-region")]
             region: Region::default(),
+            #[cfg(feature = "wait-raw-sync")]
+            allow_raw_sync: false,
         }
     }
 }
@@ -106,6 +110,19 @@ impl SourceOptions {
     #[cfg(feature = "named-region")]
     pub fn region(mut self, region: Region) -> Self {
         self.region = region;
+        self
+    }
+
+    /// Takes destinations that wait through `raw_sync` ([`Wait::RawSync`](crate::Wait::RawSync)); with [`Region::Named`]
+    /// only, else of no consequence. Default: false, and such a destination is refused.
+    ///
+    /// Each of them then has to be trusted with this process. Publishers ring at an event in memory that the destination
+    /// can write, with the source's lock held: one that is killed or stopped at the wrong moment holds them up, for ever
+    /// or as long, and with them all of the source; one that overwrites the event can make this process abort, or write
+    /// to wrong memory.
+    #[cfg(feature = "wait-raw-sync")]
+    pub fn allow_raw_sync(mut self, yes: bool) -> Self {
+        self.allow_raw_sync = yes;
         self
     }
 
@@ -190,7 +207,11 @@ impl SourceOptions {
     fn means(&self, place: &Place, epoch: u64) -> Result<(Means, AllowedUsers), CreateError> {
         #[cfg(feature = "named-region")]
         if self.region == Region::Named {
-            let means = Means::Names { _lease: Lease::take(place, epoch)? };
+            let means = Means::Names {
+                _lease: Lease::take(place, epoch)?,
+                #[cfg(feature = "wait-raw-sync")]
+                events: self.allow_raw_sync,
+            };
             return Ok((means, AllowedUsers::own_only()));
         }
         Ok((Means::Descriptors, AllowedUsers::new(&self.allowed_users)))

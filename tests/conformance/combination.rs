@@ -42,6 +42,8 @@ pub(crate) enum Driver {
 
 impl Combination {
     pub(crate) fn source_options(self, options: SourceOptions) -> SourceOptions {
+        #[cfg(feature = "wait-raw-sync")]
+        let options = options.allow_raw_sync(self.waiting == Waiting::RawSync);
         match self.region {
             Region::Memfd => options,
             #[cfg(feature = "named-region")]

@@ -100,6 +100,8 @@ conformance! {
     named_raw_sync_event_loop: Named, RawSync, EventLoop;
     #[cfg(all(feature = "named-region", feature = "tokio"))]
     named_doorbell_tokio: Named, Doorbell, Tokio;
+    #[cfg(all(feature = "named-region", feature = "tokio"))]
+    named_spin_tokio: Named, Spin, Tokio;
     #[cfg(all(feature = "wait-raw-sync", feature = "tokio"))]
     named_raw_sync_tokio: Named, RawSync, Tokio;
 }

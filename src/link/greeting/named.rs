@@ -40,7 +40,7 @@ impl Host {
         number: u64,
         event: bool,
     ) -> Result<Joined, GreetingError> {
-        if event && cfg!(not(feature = "wait-raw-sync")) {
+        if event && !self.means.allows_events() {
             return Err(GreetingError::NoEvents);
         }
         let theirs = Arc::new(PeerRegion::open_named(number, theirs, MAX_ACK_RING_BYTES, event)?);
