@@ -180,7 +180,8 @@ impl Destination {
     }
 
     /// Waits for events, hands them over and acknowledges those that were applied. Answers how many records it took in, at
-    /// most 1024; that a source was found or lost counts as one.
+    /// most 1024; that a source was found or lost counts as one, and so do all items together that it gives up because they are
+    /// not wanted any more ([`Destination::subscribe`]).
     ///
     /// The handler's error, or a panic in it, means: not applied. That change comes again, with its newest value; others
     /// are not held up.
@@ -355,11 +356,14 @@ impl Destination {
             Attachment::Attached(link) => {
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
+                let mut given_up = 0;
                 if self.unwanted_retry.is_some_and(|at| at <= Instant::now()) {
-                    self.core.sweep_unwanted(&mut guarded);
+                    given_up = self.core.sweep_unwanted(&mut guarded);
                     self.unwanted_retry = self.core.has_unwanted().then(|| Instant::now() + RETRY_MOST);
                 }
                 match link.receive(&mut self.core, most, &mut guarded) {
+                    // Who has been shown something must not be told that nothing came.
+                    Ok(0) if given_up > 0 => Ok(1),
                     Ok(0) => self.check_source(most, handler),
                     Ok(received) => Ok(received),
                     Err(error) => Err(self.lose_link(error, handler)),
@@ -564,7 +568,7 @@ impl Destination {
 
     /// Waits for a while, as the call did that has found nothing since then.
     fn wait(&mut self, since: Instant, deadline: Option<Instant>) -> Result<(), LinkError> {
-        let until = |other: Instant| Some(deadline.map_or(other, |deadline| deadline.min(other)));
+        let until = |other: Option<Instant>| deadline.into_iter().chain(other).min();
         match &mut self.attachment {
             Attachment::Attached(link) => {
                 match self.wait.pause(since) {
@@ -575,7 +579,7 @@ impl Destination {
                     }
                     Pause::Sleep => {}
                 }
-                match link.wait(&self.core, deadline, &mut self.set)? {
+                match link.wait(&self.core, until(self.unwanted_retry), &mut self.set)? {
                     Woken::NotAsleep => {}
                     Woken::SourceLives => self.source_seen = Some(Instant::now()),
                     Woken::SourceGone => self.source_seen = None,
@@ -585,7 +589,7 @@ impl Destination {
             Attachment::Greeting(greeting) => {
                 self.set.clear();
                 self.set.watch(greeting.as_fd(), Interest::Read);
-                self.set.wait(until(greeting.deadline()))?;
+                self.set.wait(until(Some(greeting.deadline())))?;
                 Ok(())
             }
             Attachment::Detached(watch) => {
@@ -593,7 +597,7 @@ impl Destination {
                 if let Some(watch) = watch {
                     self.set.watch(watch.as_fd(), Interest::Read);
                 }
-                self.set.wait(until(self.retry.at))?;
+                self.set.wait(until(Some(self.retry.at)))?;
                 Ok(())
             }
         }
