@@ -84,7 +84,7 @@ pub struct Destination {
     unwanted_retry: Option<Instant>,
     /// The caller's buffer, while one is being filled and no link has it.
     kept: Option<Kept>,
-    /// What the next call into a batch says: something came before it.
+    /// What the next call says: events came before it, and went into a batch.
     held_back: Option<RecvError>,
     /// For an event loop.
     polled: Polled,
@@ -236,11 +236,16 @@ impl Destination {
     pub fn ack_all(&mut self, tokens: impl IntoIterator<Item = AckToken>) -> Result<usize, RecvError> {
         self.check_process()?;
         let owed = tokens.into_iter().filter(|token| self.core.acknowledge(token)).count();
-        if let Attachment::Attached(link) = &mut self.attachment
-            && let Err(error) = link.send_acks(&mut self.core)
-        {
-            self.broken = Some(error);
-            self.polled.alarm();
+        if let Attachment::Attached(link) = &mut self.attachment {
+            let was_full = link.is_ack_ring_full();
+            if let Err(error) = link.send_acks(&mut self.core) {
+                self.broken = Some(error);
+                self.polled.alarm();
+            } else if was_full && !link.is_ack_ring_full() {
+                // An event loop that sleeps until the source rings for room waits in vain: the source is told that nobody
+                // waits for that any more, and the records that could not be consumed are still there.
+                self.polled.alarm();
+            }
         }
         Ok(owed)
     }
@@ -349,6 +354,9 @@ impl Destination {
         most: usize,
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
+        if let Some(error) = self.held_back.take() {
+            return Err(error);
+        }
         if let Some(error) = self.broken.take() {
             return Err(self.lose_link(error, handler));
         }

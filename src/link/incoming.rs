@@ -275,6 +275,11 @@ impl<P: Platform> IncomingLink<P> {
         Ok(())
     }
 
+    /// Whether acks wait for room, of which the source is to tell by a ring.
+    pub(crate) fn is_ack_ring_full(&self) -> bool {
+        self.ack_ring_full
+    }
+
     /// Sends the acks that are due, as far as there is room for them.
     pub(crate) fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
         if self.source_gone {
