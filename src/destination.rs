@@ -84,7 +84,7 @@ pub struct Destination {
     unwanted_retry: Option<Instant>,
     /// The caller's buffer, while one is being filled and no link has it.
     kept: Option<Kept>,
-    /// What the next call into a batch says: something came before it.
+    /// What the next call says: events came before it, and went into a batch.
     held_back: Option<RecvError>,
     /// For an event loop.
     polled: Polled,
@@ -180,7 +180,8 @@ impl Destination {
     }
 
     /// Waits for events, hands them over and acknowledges those that were applied. Answers how many records it took in, at
-    /// most 1024; that a source was found or lost counts as one.
+    /// most 1024; that a source was found or lost counts as one, and so do all items together that it gives up because they are
+    /// not wanted any more ([`Destination::subscribe`]).
     ///
     /// The handler's error, or a panic in it, means: not applied. That change comes again, with its newest value; others
     /// are not held up.
@@ -235,11 +236,16 @@ impl Destination {
     pub fn ack_all(&mut self, tokens: impl IntoIterator<Item = AckToken>) -> Result<usize, RecvError> {
         self.check_process()?;
         let owed = tokens.into_iter().filter(|token| self.core.acknowledge(token)).count();
-        if let Attachment::Attached(link) = &mut self.attachment
-            && let Err(error) = link.send_acks(&mut self.core)
-        {
-            self.broken = Some(error);
-            self.polled.alarm();
+        if let Attachment::Attached(link) = &mut self.attachment {
+            let was_full = link.is_ack_ring_full();
+            if let Err(error) = link.send_acks(&mut self.core) {
+                self.broken = Some(error);
+                self.polled.alarm();
+            } else if was_full && !link.is_ack_ring_full() {
+                // An event loop that sleeps until the source rings for room waits in vain: the source is told that nobody
+                // waits for that any more, and the records that could not be consumed are still there.
+                self.polled.alarm();
+            }
         }
         Ok(owed)
     }
@@ -348,6 +354,9 @@ impl Destination {
         most: usize,
         handler: &mut impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
+        if let Some(error) = self.held_back.take() {
+            return Err(error);
+        }
         if let Some(error) = self.broken.take() {
             return Err(self.lose_link(error, handler));
         }
@@ -355,11 +364,14 @@ impl Destination {
             Attachment::Attached(link) => {
                 let last_failure = &mut self.last_failure;
                 let mut guarded = |event: Event<'_>| hand_over(event, &mut *handler, &mut *last_failure);
+                let mut given_up = 0;
                 if self.unwanted_retry.is_some_and(|at| at <= Instant::now()) {
-                    self.core.sweep_unwanted(&mut guarded);
+                    given_up = self.core.sweep_unwanted(&mut guarded);
                     self.unwanted_retry = self.core.has_unwanted().then(|| Instant::now() + RETRY_MOST);
                 }
                 match link.receive(&mut self.core, most, &mut guarded) {
+                    // Who has been shown something must not be told that nothing came.
+                    Ok(0) if given_up > 0 => Ok(1),
                     Ok(0) => self.check_source(most, handler),
                     Ok(received) => Ok(received),
                     Err(error) => Err(self.lose_link(error, handler)),
@@ -564,7 +576,7 @@ impl Destination {
 
     /// Waits for a while, as the call did that has found nothing since then.
     fn wait(&mut self, since: Instant, deadline: Option<Instant>) -> Result<(), LinkError> {
-        let until = |other: Instant| Some(deadline.map_or(other, |deadline| deadline.min(other)));
+        let until = |other: Option<Instant>| deadline.into_iter().chain(other).min();
         match &mut self.attachment {
             Attachment::Attached(link) => {
                 match self.wait.pause(since) {
@@ -575,7 +587,7 @@ impl Destination {
                     }
                     Pause::Sleep => {}
                 }
-                match link.wait(&self.core, deadline, &mut self.set)? {
+                match link.wait(&self.core, until(self.unwanted_retry), &mut self.set)? {
                     Woken::NotAsleep => {}
                     Woken::SourceLives => self.source_seen = Some(Instant::now()),
                     Woken::SourceGone => self.source_seen = None,
@@ -585,7 +597,7 @@ impl Destination {
             Attachment::Greeting(greeting) => {
                 self.set.clear();
                 self.set.watch(greeting.as_fd(), Interest::Read);
-                self.set.wait(until(greeting.deadline()))?;
+                self.set.wait(until(Some(greeting.deadline())))?;
                 Ok(())
             }
             Attachment::Detached(watch) => {
@@ -593,7 +605,7 @@ impl Destination {
                 if let Some(watch) = watch {
                     self.set.watch(watch.as_fd(), Interest::Read);
                 }
-                self.set.wait(until(self.retry.at))?;
+                self.set.wait(until(Some(self.retry.at)))?;
                 Ok(())
             }
         }

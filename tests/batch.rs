@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{MOMENT, PATIENCE, only_destination, quick_resend, source_options, until};
-use shmirror::{Batch, Destination, Event, Flushed, Source, Table};
+use shmirror::{Batch, Destination, Event, Flushed, Source, Subscription, Table};
 use tempfile::TempDir;
 
 struct Rig {
@@ -204,4 +204,96 @@ fn batch_goes_to_another_thread_while_the_next_is_received() {
         rig.destination.ack_batch(&mut batch).unwrap();
     }
     until("the acks", || rig.unacked() == 0);
+}
+
+/// A destination of tables `a` and `b`, with their items, that wants only `a` from then on.
+fn wants_only_a() -> (Source, Destination, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).create("s").unwrap();
+    for name in ["a", "b"] {
+        let table = source.table(name).unwrap();
+        table.set_many((0..ITEMS).map(|n| (n, "x"))).unwrap();
+        table.ready();
+    }
+    let mut destination = common::destination(dir.path());
+    common::receive(
+        &mut destination,
+        "the items",
+        |_| Ok(()),
+        |one| ["a", "b"].iter().all(|table| one.is_synced(table)),
+    );
+    destination.subscribe(Subscription::none().table("a")).unwrap();
+    (source, destination, dir)
+}
+
+const ITEMS: u32 = 30;
+
+/// Adds the items of `b` that this batch says are gone.
+fn add_removed(batch: &Batch, removed: &mut Vec<u32>) {
+    for event in batch.events() {
+        if let Event::Removed { table, opcode, .. } = event {
+            assert_eq!(table, "b");
+            removed.push(opcode.decode().unwrap());
+        }
+    }
+}
+
+#[test]
+fn batch_of_nothing_but_items_that_are_given_up_is_not_told_as_empty() {
+    let (source, mut destination, _dir) = wants_only_a();
+    let mut batch = Batch::with_capacity(4096);
+    let mut removed = Vec::new();
+    until("the removes", || {
+        let received = destination.try_recv_batch(&mut batch).unwrap();
+        assert!(received > 0 || batch.is_empty(), "{:?}", told(&batch));
+        add_removed(&batch, &mut removed);
+        removed.len() >= ITEMS as usize && destination.is_synced("a")
+    });
+    removed.sort_unstable();
+    assert_eq!(removed, (0..ITEMS).collect::<Vec<_>>());
+    drop(source);
+}
+
+#[test]
+fn items_that_are_given_up_at_a_second_attempt_come_in_a_batch_while_the_source_is_silent() {
+    let (_source, mut destination, _dir) = wants_only_a();
+    let let_go_of_nothing = |event: Event<'_>| match event {
+        Event::Removed { .. } => Err("not yet".into()),
+        _ => Ok(()),
+    };
+    common::receive(&mut destination, "the attempt", let_go_of_nothing, |one| {
+        one.is_synced("a") && one.stats().failed >= u64::from(ITEMS)
+    });
+    let mut batch = Batch::with_capacity(4096);
+    let mut removed = Vec::new();
+    until("the removes", || {
+        let received = destination.recv_batch_timeout(&mut batch, MOMENT).unwrap();
+        assert!(received > 0 || batch.is_empty(), "{:?}", told(&batch));
+        add_removed(&batch, &mut removed);
+        removed.len() >= ITEMS as usize
+    });
+    removed.sort_unstable();
+    assert_eq!(removed, (0..ITEMS).collect::<Vec<_>>());
+    assert_eq!(destination.stats().swept, u64::from(ITEMS));
+}
+
+#[test]
+fn events_of_tables_that_take_turns_are_told_with_their_own() {
+    let mut rig = rig(false);
+    let [t, u, v] = ["t", "u", "v"].map(|name| rig.source.table(name).unwrap());
+    let turns = [&t, &u, &u, &t, &v, &u, &v, &v, &t];
+    for (n, table) in (0u32..).zip(turns) {
+        table.set(n, table.name()).unwrap();
+    }
+    let mut batch = Batch::with_capacity(4096);
+    let mut seen = 0;
+    while seen < turns.len() {
+        rig.fill(&mut batch);
+        for event in batch.events() {
+            let Event::Set { table, opcode, value, .. } = event else { panic!("{event:?}") };
+            assert_eq!(value, table.as_bytes(), "{opcode}");
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, turns.len());
 }

@@ -6,6 +6,7 @@ mod event_loop;
 #[path = "common/process.rs"]
 mod process;
 
+use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use common::{source_options, until};
 use event_loop::{Loop, Pair, dispatch, go_round, update};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use process::{Process, say};
-use shmirror::{Event, SnapshotFn, Source, ThreadOptions};
+use shmirror::{Batch, Destination, Event, SnapshotFn, Source, ThreadOptions};
 
 const PAIRS: usize = 100;
 /// A source has 3, a destination 5, the other end of their link 5, each of both an event descriptor of 3; and there are others.
@@ -286,5 +287,46 @@ fn blocking_calls_between_dispatches_lose_nothing() {
         };
         watched.wait(20).iter().for_each(|_| _ = destination.dispatch(&mut handler).unwrap());
         count == 300
+    });
+}
+
+#[test]
+fn batches_in_an_event_loop_bring_everything_and_then_the_loop_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = threaded_source(dir.path());
+    let table = source.table("t").unwrap();
+    table.set_many((0..1000u32).map(|n| (n, n.to_be_bytes()))).unwrap();
+    table.ready();
+    let mut destination = common::destination(dir.path());
+    let watched = Loop::watching(&destination);
+    // So small that it is full again and again.
+    let mut batch = Batch::with_capacity(1000);
+    let mut items = BTreeMap::new();
+    let mut round = |destination: &mut Destination, batch: &mut Batch| {
+        let dispatched = destination.dispatch_batch(batch).unwrap();
+        assert!(dispatched.received > 0 || batch.is_empty());
+        for event in batch.events() {
+            if let Event::Set { opcode, value, .. } = event {
+                assert_eq!(opcode.as_bytes(), value);
+                items.insert(opcode.clone(), value.to_vec());
+            }
+        }
+        items.len()
+    };
+    until("the items", || {
+        let rounds = watched.wait(10).into_iter().map(|_| round(&mut destination, &mut batch));
+        rounds.last() == Some(1000) && destination.is_synced("t")
+    });
+    destination.ack_batch(&mut batch).unwrap();
+    until("the acks", || common::only_destination(&source).unacked == 0);
+    until("silence", || {
+        let ready = watched.wait(300);
+        ready.iter().for_each(|_| _ = round(&mut destination, &mut batch));
+        ready.is_empty()
+    });
+    assert_eq!(watched.wait(500), [], "nobody has anything to do");
+    table.set(1000u32, 1000u32.to_be_bytes()).unwrap();
+    until("the change", || {
+        watched.wait(10).into_iter().map(|_| round(&mut destination, &mut batch)).last() == Some(1001)
     });
 }

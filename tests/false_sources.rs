@@ -2,6 +2,8 @@
 //! is made by hand.
 
 mod common;
+#[path = "common/event_loop.rs"]
+mod event_loop;
 #[path = "common/raw.rs"]
 mod raw;
 
@@ -10,12 +12,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, source_options, until};
+use common::{MOMENT, PATIENCE, source_options, until};
+use event_loop::Loop;
 use raw::{
-    ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION, accept, bell,
-    greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
+    ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HEAD, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION, accept,
+    bell, greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
 };
-use shmirror::Destination;
+use shmirror::{AckToken, Batch, Destination, Event, Next, RecvError};
 use tempfile::TempDir;
 
 const CHANGE_RING_BYTES: u64 = 4096;
@@ -56,10 +59,14 @@ impl FalseSource {
 
     /// Takes the destination as a real source would.
     fn attach(&self, destination: &mut Destination) -> RawSource {
+        self.attach_with(destination, CHANGE_RING_BYTES)
+    }
+
+    fn attach_with(&self, destination: &mut Destination, change_ring_bytes: u64) -> RawSource {
         let (connection, bell) = self.greeted(destination);
-        let own = RawRegion::new(CHANGE_REGION, CHANGE_RING_BYTES, EPOCH);
+        let own = RawRegion::new(CHANGE_REGION, change_ring_bytes, EPOCH);
         let (waiting, theirs) = raw::bell();
-        let message = greeting(MAGIC, VERSION, ACCEPT, [EPOCH, CHANGE_RING_BYTES]);
+        let message = greeting(MAGIC, VERSION, ACCEPT, [EPOCH, change_ring_bytes]);
         say(&connection, &message, &[own.as_fd(), theirs.as_fd()]);
         until("the link", || {
             destination.try_recv(|_| Ok(())).unwrap();
@@ -390,3 +397,119 @@ fn source_that_rings_without_end_keeps_no_recv_beyond_its_timeout() {
     drop(link);
     source.make_way(destination);
 }
+
+#[test]
+fn error_behind_a_batch_is_told_by_whatever_is_called_next() {
+    type Call = fn(&mut Destination) -> Result<usize, RecvError>;
+    let calls: [(&str, Call); 4] = [
+        ("recv_timeout", |one| one.recv_timeout(MOMENT, |_| Ok(()))),
+        ("try_recv", |one| one.try_recv(|_| Ok(()))),
+        ("dispatch", |one| one.dispatch(|_| Ok(())).map(|dispatched| dispatched.received)),
+        ("try_recv_batch", |one| one.try_recv_batch(&mut Batch::with_capacity(100))),
+    ];
+    for (name, call) in calls {
+        let source = FalseSource::new();
+        let mut destination = source.destination();
+        let link = source.attach(&mut destination);
+        link.own.put_word(TAIL, 9);
+        let mut batch = Batch::with_capacity(100);
+        assert_eq!(destination.recv_batch_timeout(&mut batch, PATIENCE).unwrap(), 1);
+        assert_eq!(format!("{:?}", batch.events().collect::<Vec<_>>()), "[SourceLost]");
+        let error = call(&mut destination).expect_err(name).to_string();
+        assert!(error.ends_with("tail is 9, expected a multiple of 8"), "{name}: {error}");
+        assert_eq!(destination.try_recv(|_| Ok(())).unwrap(), 0, "once");
+        source.make_way(destination);
+    }
+}
+
+#[test]
+fn error_behind_a_batch_in_an_event_loop_wakes_it_once_more() {
+    let source = FalseSource::new();
+    let mut destination = source.destination();
+    let link = source.attach(&mut destination);
+    let watched = Loop::watching(&destination);
+    let mut batch = Batch::with_capacity(100);
+    destination.dispatch_batch(&mut batch).unwrap();
+    link.own.put_word(TAIL, 9);
+    ring(&link.bell);
+    let mut errors = Vec::new();
+    let mut round = || {
+        let ready = !watched.wait(100).is_empty();
+        match destination.dispatch_batch(&mut batch) {
+            _ if !ready => panic!("the descriptor is not readable, {errors:?}"),
+            Ok(dispatched) if !batch.is_empty() => {
+                assert_eq!((batch.len(), dispatched.received, dispatched.next), (1, 1, Next::Now));
+            }
+            Ok(_) => {}
+            Err(error) => errors.push(error.to_string()),
+        }
+        errors.len() == 1
+    };
+    until("the error", &mut round);
+    assert!(errors[0].ends_with("tail is 9, expected a multiple of 8"), "{errors:?}");
+    source.make_way(destination);
+}
+
+/// Acks that fill the destination's ring of them, and behind them as many as it keeps.
+const ACKS: u32 = 64 * 1024 / 32 + 1024;
+
+/// The source has taken the acks, and has yet to look whether the destination waits for room, when the application gives an
+/// ack that it had put off: that one finds the room, and the source, when it looks, nobody who waits.
+#[test]
+fn ack_that_finds_room_in_a_full_ring_of_acks_wakes_the_event_loop() {
+    let source = FalseSource::new();
+    let mut destination = source.destination();
+    let link = source.attach_with(&mut destination, 256 * 1024);
+    // Each second ordinal is missing: no two acks can be merged.
+    let records = 1 + ACKS + 100;
+    let put = |n: u32| {
+        let bytes = match n {
+            1 => set_frame(2),
+            _ => frame(2 * n, TABLE, b"t"),
+        };
+        link.own.put_record(n as usize * RECORD_BYTES, 1, &bytes);
+    };
+    (0..records).for_each(put);
+    link.own.put_word(TAIL, u64::from(records) * RECORD_BYTES as u64);
+
+    let watched = Loop::watching(&destination);
+    let mut token = None;
+    let dispatch = |destination: &mut Destination, token: &mut Option<AckToken>| {
+        let put_off = |event: Event<'_>| {
+            *token = event.defer_ack().or(token.take());
+            Ok(())
+        };
+        destination.dispatch(put_off).unwrap();
+    };
+    dispatch(&mut destination, &mut token);
+    until("silence", || {
+        let ready = watched.wait(100);
+        ready.iter().for_each(|_| dispatch(&mut destination, &mut token));
+        ready.is_empty()
+    });
+    let received = destination.stats().received;
+    assert!(
+        (u64::from(1 + ACKS)..u64::from(records)).contains(&received),
+        "{received}: no room for more acks"
+    );
+    link.own.put_word(HEAD, 64 * 1024);
+    assert!(destination.ack(token.expect("a change")).unwrap());
+    until("the rest", || {
+        watched.wait(100).iter().for_each(|_| dispatch(&mut destination, &mut None));
+        destination.stats().received == u64::from(records)
+    });
+    drop(link);
+    source.make_way(destination);
+}
+
+/// What a record of [`frame`] takes with up to eight bytes of a value.
+const RECORD_BYTES: usize = 40;
+
+/// A value of the item `k` in table 0.
+fn set_frame(ordinal: u32) -> Vec<u8> {
+    let mut bytes = frame(ordinal, SET, b"k");
+    bytes[23] = 1;
+    bytes
+}
+
+const SET: u8 = 1;

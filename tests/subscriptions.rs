@@ -3,7 +3,7 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{PATIENCE, destination, follow, only_destination, receive, source_options, until};
 use shmirror::{Destination, Event, Replica, Source, Subscription, SyncError, Table};
@@ -236,4 +236,41 @@ fn subscription_may_change_before_there_is_a_source_and_while_it_is_found() {
     assert_eq!((replica.table("a").len(), replica.table("b").len()), (1, 0));
     until("the links given up", || source.stats().destinations.len() == 1);
     assert_eq!(source.stats().broken, 0);
+}
+
+#[test]
+fn item_that_the_application_did_not_let_go_of_is_given_up_again_by_a_recv_that_waits() {
+    let (dir, _source, _tables) = colours();
+    let mut destination = destination(dir.path());
+    receive(
+        &mut destination,
+        "the items",
+        |_| Ok(()),
+        |one| ["a", "b", "c"].iter().all(|table| one.is_synced(table)),
+    );
+    destination.subscribe(Subscription::none().table("a").table("b")).unwrap();
+    let mut refusals = 1;
+    let refuse_one = |event: Event<'_>| match event {
+        Event::Removed { .. } if refusals > 0 => {
+            refusals -= 1;
+            Err("not yet".into())
+        }
+        _ => Ok(()),
+    };
+    receive(&mut destination, "the first attempt", refuse_one, |one| {
+        one.is_synced("a") && one.is_synced("b") && one.stats().failed == 1
+    });
+    let mut removed = Vec::new();
+    let since = Instant::now();
+    while removed.is_empty() && since.elapsed() < PATIENCE {
+        let note = |event: Event<'_>| {
+            if let Event::Removed { table, .. } = event {
+                removed.push(table.to_string());
+            }
+            Ok(())
+        };
+        destination.recv_timeout(PATIENCE, note).unwrap();
+    }
+    assert_eq!(removed, ["c"]);
+    assert!(since.elapsed() < PATIENCE / 2, "after {:?}, although nobody else woke it", since.elapsed());
 }

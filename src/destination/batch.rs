@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::{Attachment, Destination, RecvError};
+use crate::dispatch::{Dispatched, Next};
 use crate::link::kept::Kept;
 use crate::opcode::Opcode;
 use crate::proto::destination::{AckSlot, AckToken, Event};
@@ -28,6 +29,8 @@ pub struct Batch {
     entries: Vec<Entry>,
     /// The names of the tables that were seen.
     tables: Vec<Box<str>>,
+    /// Where in these the last event's is.
+    last_table: usize,
 }
 
 #[derive(Debug)]
@@ -140,11 +143,14 @@ impl Batch {
     }
 
     fn place_of(&mut self, table: &str) -> usize {
-        // Most likely one of the last tables: changes of one table come together.
-        self.tables.iter().rposition(|known| **known == *table).unwrap_or_else(|| {
-            self.tables.push(table.into());
-            self.tables.len() - 1
-        })
+        // Most likely the last event's: changes of one table come together.
+        if self.tables.get(self.last_table).is_none_or(|last| **last != *table) {
+            self.last_table = self.tables.iter().position(|known| **known == *table).unwrap_or_else(|| {
+                self.tables.push(table.into());
+                self.tables.len() - 1
+            });
+        }
+        self.last_table
     }
 
     fn place_values(&mut self, kept: Kept) {
@@ -163,6 +169,8 @@ impl Batch {
 enum Patience {
     None,
     Until(Option<Instant>),
+    /// Nor is there any, and then an event loop sleeps.
+    EventLoop,
 }
 
 impl Destination {
@@ -199,7 +207,7 @@ impl Destination {
     /// See [`Destination::recv`]; then the batch is empty. If events came before the error, they are in the batch, and the error
     /// is that of the next call.
     pub fn recv_batch(&mut self, batch: &mut Batch) -> Result<usize, RecvError> {
-        self.receive_batch(batch, Patience::Until(None))
+        Ok(self.receive_batch(batch, Patience::Until(None))?.received)
     }
 
     /// As [`Destination::recv_batch`], but waits no longer than `timeout`; then it answers 0, and the batch is empty.
@@ -207,15 +215,26 @@ impl Destination {
     /// # Errors
     /// See [`Destination::recv_batch`].
     pub fn recv_batch_timeout(&mut self, batch: &mut Batch, timeout: Duration) -> Result<usize, RecvError> {
-        self.receive_batch(batch, Patience::Until(Some(deadline_after(timeout))))
+        Ok(self.receive_batch(batch, Patience::Until(Some(deadline_after(timeout))))?.received)
     }
 
-    /// As [`Destination::recv_batch`], but does not wait at all.
+    /// As [`Destination::recv_batch`], but does not wait at all. An event loop calls [`Destination::dispatch_batch`], which
+    /// also silences the descriptor.
     ///
     /// # Errors
     /// See [`Destination::recv_batch`].
     pub fn try_recv_batch(&mut self, batch: &mut Batch) -> Result<usize, RecvError> {
-        self.receive_batch(batch, Patience::None)
+        Ok(self.receive_batch(batch, Patience::None)?.received)
+    }
+
+    /// As [`Destination::dispatch`], for an event loop, but puts what comes in a batch, as [`Destination::recv_batch`]: what is
+    /// in `batch` now is acknowledged first. When the batch is full, there may be more to do already.
+    ///
+    /// # Errors
+    /// See [`Destination::recv_batch`]; as after an error of [`Destination::dispatch`], the descriptor becomes readable when
+    /// there is reason to go on.
+    pub fn dispatch_batch(&mut self, batch: &mut Batch) -> Result<Dispatched, RecvError> {
+        self.receive_batch(batch, Patience::EventLoop)
     }
 
     /// Acknowledges the changes in a batch, except for those that it was told to [refuse](Batch::refuse), and empties it. Answers
@@ -238,11 +257,8 @@ impl Destination {
         self.ack_all(applied)
     }
 
-    fn receive_batch(&mut self, batch: &mut Batch, patience: Patience) -> Result<usize, RecvError> {
+    fn receive_batch(&mut self, batch: &mut Batch, patience: Patience) -> Result<Dispatched, RecvError> {
         self.ack_batch(batch)?;
-        if let Some(error) = self.held_back.take() {
-            return Err(error);
-        }
         let bytes = std::mem::take(&mut batch.bytes);
         self.kept = Some(Kept { bytes, full_at: batch.full_at.max(1), end: 0, values: Vec::new() });
         if let Attachment::Attached(link) = &mut self.attachment {
@@ -252,9 +268,11 @@ impl Destination {
             batch.push(event);
             Ok(())
         };
+        let taken_in = |received| Dispatched { received, next: Next::Now };
         let outcome = match patience {
-            Patience::None => self.try_recv(push),
-            Patience::Until(deadline) => self.recv_until(deadline, push),
+            Patience::None => self.try_recv(push).map(taken_in),
+            Patience::Until(deadline) => self.recv_until(deadline, push).map(taken_in),
+            Patience::EventLoop => self.dispatch(push),
         };
         // A link that was lost meanwhile has given it back.
         if let (None, Attachment::Attached(link)) = (&self.kept, &mut self.attachment) {
@@ -264,7 +282,8 @@ impl Destination {
         match outcome {
             Err(error) if !batch.is_empty() => {
                 self.held_back = Some(error);
-                Ok(batch.len())
+                self.polled.alarm();
+                Ok(taken_in(batch.len()))
             }
             outcome => outcome,
         }

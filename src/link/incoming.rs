@@ -210,10 +210,10 @@ impl<P: Platform> IncomingLink<P> {
         Ok(())
     }
 
-    /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring.
+    /// Whether the source has hung up, on the socket or on the bell, or died. Records may still be in the ring. A ring is forgotten:
+    /// before it sleeps, this side looks for what it was rung for.
     pub(crate) fn is_source_gone(&self, waits: &mut P::Waits) -> Result<bool, LinkError> {
-        let heard = self.peer.hear(Some(P::now()), waits)?;
-        if heard.spoke { Err(LinkError::Spoke) } else { Ok(heard.gone) }
+        Ok(self.listen(Some(P::now()), waits)? == Woken::SourceGone)
     }
 
     fn wait_rung(
@@ -256,7 +256,7 @@ impl<P: Platform> IncomingLink<P> {
         Ok(self.ack_ring_full && self.acks.has_room_for(crate::wire::Ack::BYTES)?)
     }
 
-    fn listen(&mut self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Woken, LinkError> {
+    fn listen(&self, deadline: Option<Instant>, waits: &mut P::Waits) -> Result<Woken, LinkError> {
         let heard = self.peer.hear(deadline, waits)?;
         if heard.rung {
             self.peer.clear()?;
@@ -273,6 +273,11 @@ impl<P: Platform> IncomingLink<P> {
             self.peer.ring()?;
         }
         Ok(())
+    }
+
+    /// Whether acks wait for room, of which the source is to tell by a ring.
+    pub(crate) fn is_ack_ring_full(&self) -> bool {
+        self.ack_ring_full
     }
 
     /// Sends the acks that are due, as far as there is room for them.

@@ -176,3 +176,20 @@ fn a_source_that_gives_up_its_bell_is_gone() {
     nix::sys::socket::shutdown(bell, nix::sys::socket::Shutdown::Both).unwrap();
     assert!(link.is_source_gone(&mut set).unwrap());
 }
+
+/// A descriptor that shows it would be readable for ever, where no sleep ends that an event loop began.
+#[test]
+fn ring_that_came_while_nobody_slept_is_forgotten_by_the_look_for_the_sources_death() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let table = source.table("t").unwrap();
+    let mut link = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    let mut set = PollSet::new();
+    link.changes.start_waiting();
+    table.set(1u8, b"x").unwrap();
+    until("the ring", || link.peer.hear(Some(Instant::now()), &mut set).unwrap().rung);
+    link.changes.stop_waiting();
+    assert!(!link.is_source_gone(&mut set).unwrap());
+    assert!(!link.peer.hear(Some(Instant::now()), &mut set).unwrap().rung);
+}

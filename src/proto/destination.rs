@@ -150,9 +150,15 @@ impl DestinationCore {
     }
 
     /// Gives up the items of tables that are not wanted, and those whose remove was refused after the replay had ended
-    /// without them; no source will ever end a replay of these. What the handler does not let go of stays.
-    pub(crate) fn sweep_unwanted(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) {
+    /// without them; no source will ever end a replay of these. What the handler does not let go of stays. Answers how
+    /// many it was shown.
+    pub(crate) fn sweep_unwanted(&mut self, mut handler: impl FnMut(Event<'_>) -> Applied) -> usize {
         let attach = self.attach;
+        let mut shown = 0;
+        let mut handler = |event: Event<'_>| {
+            shown += 1;
+            handler(event)
+        };
         for table in &mut self.tables {
             let wanted = self.subscription.of(&table.name).is_some();
             if wanted && table.synced != attach {
@@ -162,6 +168,7 @@ impl DestinationCore {
                 .give_up(&mut self.stats, &mut handler, |record| !wanted || record.confirmed_on != attach);
             self.stats.swept += swept;
         }
+        shown
     }
 
     /// Gives all items up, because the application wants none without their source. What its handler does not let go of
