@@ -3,14 +3,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use common::{PATIENCE, source_options};
+use common::{PATIENCE, source_options, until};
 use shmirror::{CreateError, Flushed, Schedule, ThreadError, ThreadOptions};
 
 /// What the kernel says of a thread.
 #[derive(Debug, PartialEq, Eq)]
 struct Thread {
-    id: i32,
     policy: i32,
     nice: i32,
     priority: u32,
@@ -18,34 +18,42 @@ struct Thread {
     blocked_signals: u64,
 }
 
-/// The only thread of that name.
+/// The only thread of that name. A thread that has just begun has the name of the one that made it for a moment.
 fn thread_named(name: &str) -> Thread {
     let mut found = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap() {
-        let path = task.unwrap().path();
-        let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-        if read("comm").trim_end() != name {
-            continue;
-        }
-        // Behind the name in brackets, the third field is the first: see proc_pid_stat(5).
-        let stat = read("stat");
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let status = read("status");
-        let of = |key: &str| {
-            let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-            line.split_once(':').unwrap().1.trim().to_string()
-        };
-        found.push(Thread {
-            id: path.file_name().unwrap().to_str().unwrap().parse().unwrap(),
-            policy: fields[41 - 3].parse().unwrap(),
-            nice: fields[19 - 3].parse().unwrap(),
-            priority: fields[40 - 3].parse().unwrap(),
-            cpus: of("Cpus_allowed_list"),
-            blocked_signals: u64::from_str_radix(&of("SigBlk"), 16).unwrap(),
-        });
+    until(&format!("one thread named {name}"), || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        found = tasks.filter(|task| read(task, "comm").trim_end() == name).collect();
+        found.len() == 1
+    });
+    thread_at(&found[0])
+}
+
+/// The thread that calls this.
+fn this_thread() -> Thread {
+    thread_at("/proc/thread-self".as_ref())
+}
+
+fn read(task: &Path, file: &str) -> String {
+    std::fs::read_to_string(task.join(file)).unwrap_or_default()
+}
+
+fn thread_at(task: &Path) -> Thread {
+    // Behind the name in brackets, the third field is the first: see proc_pid_stat(5).
+    let stat = read(task, "stat");
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let status = read(task, "status");
+    let of = |key: &str| {
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_once(':').unwrap().1.trim().to_string()
+    };
+    Thread {
+        policy: fields[41 - 3].parse().unwrap(),
+        nice: fields[19 - 3].parse().unwrap(),
+        priority: fields[40 - 3].parse().unwrap(),
+        cpus: of("Cpus_allowed_list"),
+        blocked_signals: u64::from_str_radix(&of("SigBlk"), 16).unwrap(),
     }
-    assert_eq!(found.len(), 1, "threads named {name}: {found:?}");
-    found.remove(0)
 }
 
 /// A cpu on which this process may run.
@@ -61,9 +69,10 @@ fn options(name: &str, schedule: Option<Schedule>) -> ThreadOptions {
 #[test]
 fn timer_thread_is_called_and_scheduled_as_it_should_be_and_works() {
     let cases = [
-        ("sm-other", Schedule::Other { nice: 3 }, libc::SCHED_OTHER, 3),
-        ("sm-batch", Schedule::Batch { nice: 5 }, libc::SCHED_BATCH, 5),
-        ("sm-idle", Schedule::Idle, libc::SCHED_IDLE, 0),
+        // More than that of the tests, which anybody may ask for.
+        ("sm-other", Schedule::Other { nice: 18 }, libc::SCHED_OTHER, 18),
+        ("sm-batch", Schedule::Batch { nice: 19 }, libc::SCHED_BATCH, 19),
+        ("sm-idle", Schedule::Idle, libc::SCHED_IDLE, this_thread().nice),
     ];
     for (name, schedule, policy, nice) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -97,7 +106,7 @@ fn by_default_it_is_scheduled_as_the_thread_that_creates_the_source() {
         nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &cpus).unwrap();
         let source =
             source_options(dir.path()).timer_thread(options("sm-inherits", None)).create("s").unwrap();
-        let (own, found) = (thread_named("sm-creator"), thread_named("sm-inherits"));
+        let (own, found) = (this_thread(), thread_named("sm-inherits"));
         assert_eq!((found.policy, found.nice, &found.cpus), (own.policy, own.nice, &own.cpus));
         drop(source);
     });
