@@ -439,6 +439,7 @@ fn error_behind_a_batch_in_an_event_loop_wakes_it_once_more() {
             _ if !ready => panic!("the descriptor is not readable, {errors:?}"),
             Ok(dispatched) if !batch.is_empty() => {
                 assert_eq!((batch.len(), dispatched.received, dispatched.next), (1, 1, Next::Now));
+                assert_eq!(watched.wait(0), [0], "there is an error to be told");
             }
             Ok(_) => {}
             Err(error) => errors.push(error.to_string()),

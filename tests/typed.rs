@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::cell::Cell;
+
 use common::{MOMENT, only_destination, quick_resend, source_options, synced_replica, until};
 use serde::{Deserialize, Serialize};
 use shmirror::{Destination, Event, Replica, SetError, Source, Table, ValueError};
@@ -86,6 +88,31 @@ fn encoded_values_arrive() {
     let error = table.encode(2u32, &Unserialisable).unwrap_err();
     assert!(matches!(&error, SetError::NotWritten { why, .. } if why.contains("Unserialisable")), "{error}");
     assert_eq!(table.len(), 1);
+}
+
+/// As data behind a lock that others change: it has another length each time.
+#[test]
+fn encoded_value_that_changes_while_it_is_written_is_written_whole() {
+    let (_dir, _source, table, _replica) = rig();
+    for lengths in [[1, 5, 3], [5, 1, 3], [4, 4, 9]] {
+        let changing = Changing { lengths, times: Cell::new(0) };
+        table.encode(1u32, &changing).unwrap();
+        let value = table.decode::<String>(1u32).unwrap().unwrap();
+        let expected = if lengths[0] == lengths[1] { lengths[1] } else { lengths[2] };
+        assert_eq!(value, "x".repeat(expected), "{lengths:?}");
+    }
+}
+
+struct Changing {
+    lengths: [usize; 3],
+    times: Cell<usize>,
+}
+
+impl Serialize for Changing {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let time = self.times.replace(self.times.get() + 1);
+        to.serialize_str(&"x".repeat(self.lengths[time]))
+    }
 }
 
 struct Unserialisable;

@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 
+use postcard::ser_flavors::Size;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{ValueError, value_of};
@@ -35,13 +36,29 @@ impl Table {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
+    /// It is serialised twice: for its length, and where it stays ([`Table::set_with`]); a third time if its length has changed in
+    /// between, as that of data behind a lock may.
+    ///
     /// # Errors
     /// See [`Table::set`]; [`SetError::NotWritten`] if the value cannot be serialised.
     pub fn encode<V: Serialize + ?Sized>(&self, opcode: impl ToOpcode, value: &V) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
-        match postcard::to_allocvec(value) {
-            Ok(bytes) => self.set(&opcode, bytes),
-            Err(why) => Err(SetError::NotWritten { opcode, why: format!("{}: {why}", type_name::<V>()) }),
+        let not_written = |why| {
+            let why = format!("{}: {why}", type_name::<V>());
+            SetError::NotWritten { opcode: opcode.clone(), why }
+        };
+        let len = postcard::serialize_with_flavor(value, Size::default()).map_err(not_written)?;
+        let mut is_whole = false;
+        let sent = self.set_with(&opcode, len, |out| {
+            is_whole = postcard::to_slice(value, out)?.len() == len;
+            if is_whole { Ok(()) } else { Err("shorter than a moment before".into()) }
+        });
+        match sent {
+            // What lies behind a lock may have changed in between.
+            Err(SetError::NotWritten { .. }) if !is_whole => {
+                self.set(&opcode, postcard::to_allocvec(value).map_err(not_written)?)
+            }
+            sent => sent,
         }
     }
 
