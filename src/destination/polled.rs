@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-#[cfg(feature = "wait-raw-sync")]
-use super::Wait;
 use super::{Attachment, Destination, RECORDS_PER_CALL, RecvError};
 use crate::dispatch::{Dispatched, Next};
 use crate::link::LinkError;
@@ -132,7 +130,7 @@ impl Destination {
         match &mut self.attachment {
             Attachment::Attached(_) if is_busy => Some(Instant::now()),
             #[cfg(feature = "wait-raw-sync")]
-            Attachment::Attached(_) if self.wait == Wait::RawSync => Some(Instant::now() + LOOK_AGAIN),
+            Attachment::Attached(_) if self.wait == crate::Wait::RawSync => Some(Instant::now() + LOOK_AGAIN),
             Attachment::Attached(link) => match link.fall_asleep(&self.core) {
                 Ok(true) => {
                     self.polled.asleep = true;
