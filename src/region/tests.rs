@@ -76,6 +76,25 @@ fn words_and_data_reach_the_other_side() {
 }
 
 #[test]
+fn bytes_of_every_length_arrive_at_every_place_and_no_others_change() {
+    let (out, seen, ..) = link();
+    let longest = 3 * MAX_IN_WORDS;
+    let bytes: Vec<u8> = (0..longest).map(|n| (n % 251) as u8 + 1).collect();
+    for (len, offset) in (0..=longest).flat_map(|len| (0..16).map(move |offset| (len, offset))) {
+        let around = vec![0; longest + 32];
+        out.copy_in(0, &around);
+        out.copy_in(offset, &bytes[..len]);
+        let mut copied = vec![0xff; len];
+        seen.copy_out(offset, &mut copied);
+        assert_eq!(copied, bytes[..len], "{len} bytes at {offset}");
+        let mut all = around;
+        seen.copy_out(0, &mut all);
+        let others = all[..offset].iter().chain(&all[offset + len..]);
+        assert!(others.copied().all(|byte| byte == 0), "beside {len} bytes at {offset}");
+    }
+}
+
+#[test]
 fn the_two_rings_of_a_link_share_no_word() {
     let (changes_out, changes_in, acks_out, acks_in) = link();
     changes_out.store_own(RingWord::Cursor, 1, Relaxed);
