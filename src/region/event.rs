@@ -47,13 +47,15 @@ pub(crate) struct PeerEvent {
     _region: Arc<PeerRegion>,
 }
 
-// SAFETY: an event is two pointers into a mapping that moves with it; its calls may come from any thread, and from several.
+// SAFETY: an event is pointers to a mutex, a condition variable and a flag in a mapping, which `_region` keeps in its place
+// whichever thread has it.
 unsafe impl Send for OwnEvent {}
-// SAFETY: as above.
+// SAFETY: all that is called through `&self` locks that mutex, which is made for threads of several processes, before it looks at
+// the flag.
 unsafe impl Sync for OwnEvent {}
-// SAFETY: as above.
+// SAFETY: as of `OwnEvent`.
 unsafe impl Send for PeerEvent {}
-// SAFETY: as above.
+// SAFETY: as of `OwnEvent`.
 unsafe impl Sync for PeerEvent {}
 
 impl OwnEvent {
