@@ -43,6 +43,25 @@ fn with_threaded_destination(dir: &TempDir) -> (Source, SourceDriver, Table, std
     (source, driver, table, reader)
 }
 
+/// A source and a destination, and the loop that both are in.
+fn pair(dir: &TempDir) -> ([Pair; 1], Loop) {
+    let pairs = [Pair::new(dir.path(), 0)];
+    let of_both = Loop::new();
+    of_both.add(&pairs[0].driver, 0);
+    of_both.add(&pairs[0].replica, 1);
+    (pairs, of_both)
+}
+
+/// As [`pair`], with nothing unacknowledged any more.
+fn settled_pair(dir: &TempDir) -> ([Pair; 1], Loop) {
+    let (mut pairs, of_both) = pair(dir);
+    until("the full state", || {
+        of_both.wait(10).into_iter().for_each(|number| dispatch(&mut pairs, number));
+        pairs[0].is_equal() && pairs[0].source.stats().destinations[0].unacked == 0
+    });
+    (pairs, of_both)
+}
+
 #[test]
 fn flush_in_the_loops_own_thread_drives_the_source_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,10 +108,7 @@ fn flush_in_another_thread_ends_while_the_loop_goes_on() {
 #[test]
 fn flush_from_within_a_snapshot_ends_with_its_time_and_nothing_stays_locked() {
     let dir = tempfile::tempdir().unwrap();
-    let mut pairs = [Pair::new(dir.path(), 0)];
-    let of_both = Loop::new();
-    of_both.add(&pairs[0].driver, 0);
-    of_both.add(&pairs[0].replica, 1);
+    let (mut pairs, of_both) = pair(&dir);
     let source = Arc::new(std::sync::OnceLock::<Source>::new());
     let (seen, outcomes) = std::sync::mpsc::channel();
     let inside = source.clone();
@@ -125,14 +141,7 @@ fn flush_from_within_a_snapshot_ends_with_its_time_and_nothing_stays_locked() {
 #[test]
 fn flushes_that_are_given_up_leave_their_places() {
     let dir = tempfile::tempdir().unwrap();
-    let mut pairs = [Pair::new(dir.path(), 0)];
-    let of_both = Loop::new();
-    of_both.add(&pairs[0].driver, 0);
-    of_both.add(&pairs[0].replica, 1);
-    until("the full state", || {
-        of_both.wait(10).into_iter().for_each(|number| dispatch(&mut pairs, number));
-        pairs[0].is_equal() && pairs[0].source.stats().destinations[0].unacked == 0
-    });
+    let (mut pairs, of_both) = settled_pair(&dir);
     pairs[0].table.set(1u32, "not acknowledged yet").unwrap();
     for _ in 0..3 {
         let mut flushes: Vec<_> = (0..16).map(|_| pairs[0].source.start_flush().unwrap()).collect();
@@ -170,14 +179,7 @@ fn waker_that_is_the_last_to_hold_a_task_drops_it_without_harm() {
     // all of it on that thread: if it hangs, what it has cannot be dropped either
     std::thread::spawn(move || {
         let dir = tempfile::tempdir().unwrap();
-        let mut pairs = [Pair::new(dir.path(), 0)];
-        let of_both = Loop::new();
-        of_both.add(&pairs[0].driver, 0);
-        of_both.add(&pairs[0].replica, 1);
-        until("the full state", || {
-            of_both.wait(10).into_iter().for_each(|number| dispatch(&mut pairs, number));
-            pairs[0].is_equal() && pairs[0].source.stats().destinations[0].unacked == 0
-        });
+        let (mut pairs, of_both) = settled_pair(&dir);
         pairs[0].table.set(1u32, "not acknowledged yet").unwrap();
         let source = &pairs[0].source;
         let task = || Waker::from(Arc::new(Task { _owned: source.start_flush().unwrap() }));
