@@ -486,11 +486,7 @@ impl Destination {
                 let lease = Lease::take(&self.place, self.incarnation).map_err(GreetingError::Lease)?;
                 self.lease = Some(lease);
             }
-            #[cfg(feature = "wait-raw-sync")]
-            let event = self.wait == Wait::RawSync;
-            #[cfg(not(feature = "wait-raw-sync"))]
-            let event = false;
-            return Greeting::start_by_name(socket, self.hello(), &self.allowed, event);
+            return Greeting::start_by_name(socket, self.hello(), &self.allowed, self.wait.is_at_event());
         }
         Greeting::start(socket, &self.hello(), &self.allowed)
     }

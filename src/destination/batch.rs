@@ -261,6 +261,7 @@ impl Destination {
         self.ack_batch(batch)?;
         let bytes = std::mem::take(&mut batch.bytes);
         self.kept = Some(Kept { bytes, full_at: batch.full_at.max(1), end: 0, values: Vec::new() });
+        // A link that is made meanwhile does not get the buffer: to have found a source is all that such a call answers.
         if let Attachment::Attached(link) = &mut self.attachment {
             link.swap_kept(&mut self.kept);
         }

@@ -74,6 +74,16 @@ impl Wait {
         matches!(self, Wait::Spin | Wait::SpinThenYield { .. })
     }
 
+    /// Whether it sleeps at an event in its region.
+    #[cfg(feature = "named-region")]
+    pub(super) fn is_at_event(self) -> bool {
+        #[cfg(feature = "wait-raw-sync")]
+        let is_at_event = self == Wait::RawSync;
+        #[cfg(not(feature = "wait-raw-sync"))]
+        let is_at_event = false;
+        is_at_event
+    }
+
     /// What is next for a call that began to wait at `since`.
     pub(super) fn pause(self, since: Instant) -> Pause {
         match self {
