@@ -179,7 +179,7 @@ fn waker_that_is_the_last_to_hold_a_task_drops_it_without_harm() {
     // all of it on that thread: if it hangs, what it has cannot be dropped either
     std::thread::spawn(move || {
         let dir = tempfile::tempdir().unwrap();
-        let (mut pairs, of_both) = settled_pair(&dir);
+        let (mut pairs, _) = settled_pair(&dir);
         pairs[0].table.set(1u32, "not acknowledged yet").unwrap();
         let source = &pairs[0].source;
         let task = || Waker::from(Arc::new(Task { _owned: source.start_flush().unwrap() }));
