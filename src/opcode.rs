@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU8;
 
 /// Identifies an item within its table: up to 255 bytes, ordered, hashable, printable.
 ///
@@ -26,20 +27,39 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// assert!(route < (254u32, "10.1.0.0/16").to_opcode()?);
 /// # Ok::<(), shmirror::OpcodeError>(())
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Opcode(Bytes);
 
 /// An opcode has one form: inline if it fits. So two of different forms differ, and two inline ones are compared without a
 /// loop.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 enum Bytes {
-    /// The bytes, zeroes up to the end but one, and the number of the bytes.
-    Inline([u8; INLINE_BYTES + 1]),
+    Inline(Inline),
     Heap(Box<[u8]>),
 }
 
+/// The bytes of a short opcode, from where the opcode itself begins, so that its [`Words`] do not lie across a multiple of 8
+/// bytes.
+#[derive(Clone)]
+#[repr(C, align(8))]
+struct Inline {
+    /// Zeroes behind the opcode's end.
+    bytes: [u8; INLINE_BYTES],
+    /// One more than their number; 0 tells the other form.
+    length_and_one: NonZeroU8,
+}
+
+/// All that a short opcode is: its bytes, the first one lowest, and in the upper two bytes its length.
+///
+/// An opcode that was just made is looked up next. What was stored in words must be loaded in the same words, or the load waits
+/// until the stores are in the cache, see [`ProducerMemory::copy_in`](crate::ring::ProducerMemory::copy_in). So opcodes
+/// are made, hashed and compared in words, and are not moved meanwhile.
+type Words = [u64; 3];
+
 /// Opcodes up to this length need no allocation. It makes an opcode as large as three words.
 const INLINE_BYTES: usize = 22;
+/// Where the length begins in the last of the words.
+const LENGTH_SHIFT: u32 = 48;
 
 const _: () = assert!(size_of::<Opcode>() == 24);
 
@@ -53,8 +73,8 @@ impl Opcode {
     /// [`OpcodeError::TooLong`].
     #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Opcode, OpcodeError> {
-        if let Some(inline) = Bytes::inline(bytes) {
-            return Ok(Opcode(inline));
+        if bytes.len() <= INLINE_BYTES {
+            return Ok(Opcode(Bytes::Inline(Inline::new(words_of(bytes), bytes.len()))));
         }
         if bytes.len() > Self::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: bytes.len() });
@@ -66,20 +86,16 @@ impl Opcode {
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            Bytes::Inline(bytes) => &bytes[..usize::from(bytes[INLINE_BYTES])],
+            Bytes::Inline(inline) => &inline.bytes[..inline.length()],
             Bytes::Heap(bytes) => bytes,
         }
     }
 
     /// All that an opcode is, in words, unless it is too long for them.
     #[inline]
-    pub(crate) fn words(&self) -> Option<[u64; 3]> {
-        let Bytes::Inline(bytes) = &self.0 else { return None };
-        let (first, rest) = bytes.split_first_chunk::<8>()?;
-        let (second, _) = rest.split_first_chunk::<8>()?;
-        // It overlaps the second by a byte.
-        let third = bytes.last_chunk::<8>()?;
-        Some([first, second, third].map(|word| u64::from_ne_bytes(*word)))
+    pub(crate) fn words(&self) -> Option<Words> {
+        let Bytes::Inline(inline) = &self.0 else { return None };
+        Some(inline.words())
     }
 
     /// The data that the opcode was made of, given their types.
@@ -95,15 +111,79 @@ impl Opcode {
     }
 }
 
-impl Bytes {
+impl Inline {
+    /// The first `length` bytes of these words, in which the others are zero.
     #[inline]
-    fn inline(from: &[u8]) -> Option<Bytes> {
-        let mut bytes = [0; INLINE_BYTES + 1];
-        bytes[..INLINE_BYTES].get_mut(..from.len())?.copy_from_slice(from);
-        bytes[INLINE_BYTES] = from.len() as u8;
-        Some(Bytes::Inline(bytes))
+    fn new([first, second, third]: Words, length: usize) -> Inline {
+        let mut bytes = [0; INLINE_BYTES];
+        bytes[..8].copy_from_slice(&first.to_le_bytes());
+        bytes[8..16].copy_from_slice(&second.to_le_bytes());
+        bytes[16..20].copy_from_slice(&(third as u32).to_le_bytes());
+        bytes[20..].copy_from_slice(&((third >> 32) as u16).to_le_bytes());
+        Inline { bytes, length_and_one: NonZeroU8::MIN.saturating_add(length as u8) }
+    }
+
+    #[inline]
+    fn length(&self) -> usize {
+        usize::from(self.length_and_one.get() - 1)
+    }
+
+    #[inline]
+    fn words(&self) -> Words {
+        let [first, second] = [0, 8].map(|at| word_at(&self.bytes, at));
+        let [b0, b1, b2, b3, b4, b5] = *self.bytes.last_chunk().expect("more than six bytes");
+        let third = u64::from(u32::from_le_bytes([b0, b1, b2, b3]))
+            | u64::from(u16::from_le_bytes([b4, b5])) << 32
+            | u64::from(self.length_and_one.get()) << LENGTH_SHIFT;
+        [first, second, third]
     }
 }
+
+/// Up to 24 bytes, in words, with zeroes behind them.
+#[inline]
+fn words_of(bytes: &[u8]) -> Words {
+    [0, 8, 16].map(|at| word_at(bytes, at))
+}
+
+/// The word at this place, with zeroes in place of what is not there.
+#[inline]
+fn word_at(bytes: &[u8], at: usize) -> u64 {
+    let rest = bytes.get(at..).unwrap_or(&[]);
+    match rest.first_chunk() {
+        Some(word) => u64::from_le_bytes(*word),
+        None => short_word(rest),
+    }
+}
+
+/// Less than eight bytes, in a word.
+#[inline]
+fn short_word(mut rest: &[u8]) -> u64 {
+    let (mut word, mut shift) = (0, 0);
+    if let Some((four, after)) = rest.split_first_chunk() {
+        word = u64::from(u32::from_le_bytes(*four));
+        (shift, rest) = (32, after);
+    }
+    if let Some((two, after)) = rest.split_first_chunk() {
+        word |= u64::from(u16::from_le_bytes(*two)) << shift;
+        (shift, rest) = (shift + 16, after);
+    }
+    if let Some(byte) = rest.first() {
+        word |= u64::from(*byte) << shift;
+    }
+    word
+}
+
+impl PartialEq for Opcode {
+    #[inline]
+    fn eq(&self, other: &Opcode) -> bool {
+        match (self.words(), other.words()) {
+            (Some([a, b, c]), Some([d, e, f])) => (a ^ d) | (b ^ e) | (c ^ f) == 0,
+            _ => self.as_bytes() == other.as_bytes(),
+        }
+    }
+}
+
+impl Eq for Opcode {}
 
 impl PartialOrd for Opcode {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
@@ -213,9 +293,9 @@ pub trait FromOpcode: Sized {
 /// Collects an opcode's bytes, and counts those that are too many.
 #[derive(Debug)]
 pub struct OpcodeWriter {
-    /// The bytes so far, in the form that an opcode has in the end.
-    inline: [u8; INLINE_BYTES + 1],
-    /// All bytes, if there are too many for `inline`.
+    /// The bytes so far, as long as they fit.
+    words: Words,
+    /// All bytes, if there are too many for the words.
     spilled: Vec<u8>,
     length: usize,
 }
@@ -223,7 +303,7 @@ pub struct OpcodeWriter {
 impl OpcodeWriter {
     #[inline]
     fn new() -> OpcodeWriter {
-        OpcodeWriter { inline: [0; INLINE_BYTES + 1], spilled: Vec::new(), length: 0 }
+        OpcodeWriter { words: [0; 3], spilled: Vec::new(), length: 0 }
     }
 
     /// Appends bytes as they are.
@@ -231,9 +311,18 @@ impl OpcodeWriter {
     pub fn put(&mut self, bytes: &[u8]) {
         let start = self.length;
         self.length += bytes.len();
-        match self.inline[..INLINE_BYTES].get_mut(start..self.length) {
-            Some(free) => free.copy_from_slice(bytes),
-            None => self.spill(start, bytes),
+        if self.length > INLINE_BYTES {
+            return self.spill(start, bytes);
+        }
+        let (at, shift) = (start / 8, start % 8 * 8);
+        for (word, at) in words_of(bytes).into_iter().zip(at..) {
+            if let Some(here) = self.words.get_mut(at) {
+                *here |= word << shift;
+            }
+            // What does not fit there; nothing if there is no shift.
+            if let Some(next) = self.words.get_mut(at + 1) {
+                *next |= word >> 1 >> (63 - shift);
+            }
         }
     }
 
@@ -243,17 +332,16 @@ impl OpcodeWriter {
             return;
         }
         if self.spilled.is_empty() {
-            self.spilled.extend_from_slice(&self.inline[..start]);
+            self.spilled.extend_from_slice(&self.words.map(u64::to_le_bytes).as_flattened()[..start]);
         }
         self.spilled.extend_from_slice(bytes);
     }
 
     #[inline]
     fn finish(self) -> Result<Opcode, OpcodeError> {
-        let OpcodeWriter { mut inline, spilled, length } = self;
+        let OpcodeWriter { words, spilled, length } = self;
         if length <= INLINE_BYTES {
-            inline[INLINE_BYTES] = length as u8;
-            return Ok(Opcode(Bytes::Inline(inline)));
+            return Ok(Opcode(Bytes::Inline(Inline::new(words, length))));
         }
         if length > Opcode::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: length });
