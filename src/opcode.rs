@@ -52,7 +52,7 @@ struct Inline {
 /// All that a short opcode is: its bytes, the first one lowest, and in the upper two bytes its length.
 ///
 /// An opcode that was just made is looked up next. What was stored in words must be loaded in the same words, or the load waits
-/// until the stores are in the cache, see [`ProducerMemory::copy_in`](crate::ring::ProducerMemory::copy_in). So opcodes
+/// until the stores are in the cache, see [`ProducerMemory::copy_in_record`](crate::ring::ProducerMemory::copy_in_record). So opcodes
 /// are made, hashed and compared in words, and are not moved meanwhile.
 type Words = [u64; 3];
 
@@ -73,13 +73,19 @@ impl Opcode {
     /// [`OpcodeError::TooLong`].
     #[inline]
     pub fn from_bytes(bytes: &[u8]) -> Result<Opcode, OpcodeError> {
-        if bytes.len() <= INLINE_BYTES {
-            return Ok(Opcode(Bytes::Inline(Inline::new(words_of(bytes), bytes.len()))));
-        }
         if bytes.len() > Self::MAX_BYTES {
             return Err(OpcodeError::TooLong { bytes: bytes.len() });
         }
-        Ok(Opcode(Bytes::Heap(bytes.into())))
+        Ok(Opcode::from_checked(bytes))
+    }
+
+    /// As [`from_bytes`](Self::from_bytes), of bytes that are at most 255.
+    #[inline(always)]
+    pub(crate) fn from_checked(bytes: &[u8]) -> Opcode {
+        Opcode(match bytes.len() {
+            length @ ..=INLINE_BYTES => Bytes::Inline(Inline::new(words_of(bytes), length)),
+            _ => Bytes::Heap(bytes.into()),
+        })
     }
 
     /// The bytes.
@@ -130,7 +136,7 @@ impl Inline {
 
     #[inline]
     fn words(&self) -> Words {
-        let [first, second] = [0, 8].map(|at| word_at(&self.bytes, at));
+        let (first, second) = (word_at(&self.bytes, 0), word_at(&self.bytes, 8));
         let [b0, b1, b2, b3, b4, b5] = *self.bytes.last_chunk().expect("more than six bytes");
         let third = u64::from(u32::from_le_bytes([b0, b1, b2, b3]))
             | u64::from(u16::from_le_bytes([b4, b5])) << 32
@@ -142,7 +148,7 @@ impl Inline {
 /// Up to 24 bytes, in words, with zeroes behind them.
 #[inline]
 fn words_of(bytes: &[u8]) -> Words {
-    [0, 8, 16].map(|at| word_at(bytes, at))
+    [word_at(bytes, 0), word_at(bytes, 8), word_at(bytes, 16)]
 }
 
 /// The word at this place, with zeroes in place of what is not there.

@@ -47,7 +47,7 @@ fn meet(words: &Words, own: usize, ring_bytes: u64) -> Side {
 
 impl Side {
     fn send(&mut self, value: &[u8]) -> bool {
-        self.out.try_write([value]).expect("a sane peer")
+        self.out.try_write_headed([], [value]).expect("a sane peer")
     }
 
     fn receive(&mut self) -> u64 {

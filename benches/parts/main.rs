@@ -92,7 +92,7 @@ fn ring(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("16 written, published, read, released", bytes), |b| {
             b.iter(|| {
                 for _ in 0..16 {
-                    assert_eq!(producer.try_write([&payload]), Ok(true));
+                    assert_eq!(producer.try_write_headed([], [&payload]), Ok(true));
                 }
                 producer.publish();
                 while let Some(record) = consumer.try_read(&mut scratch).expect("a sane producer") {
@@ -111,7 +111,7 @@ fn codec(c: &mut Criterion) {
     let payload = Payload::Set { opcode: key.as_bytes(), value: &value, created };
     let frame = Frame { change: ChangeNumber::from_wire(10), ordinal: 3, table: 1, payload };
     let (opcode, body) = frame.body();
-    let bytes = [&frame.header()[..], opcode, body].concat();
+    let bytes = [frame.header().as_flattened(), opcode, body].concat();
     assert_eq!(Frame::decode(&bytes, 3), Ok(frame));
     c.bench_function("codec/encode the header", |b| b.iter(|| black_box(&frame).header()));
     c.bench_function("codec/decode", |b| b.iter(|| Frame::decode(black_box(&bytes), 3).is_ok()));
@@ -213,7 +213,7 @@ fn set_and_receive(c: &mut Criterion) {
 
 fn encoded(frame: &Frame<'_>) -> Vec<u8> {
     let (opcode, value) = frame.body();
-    [&frame.header()[..], opcode, value].concat()
+    [frame.header().as_flattened(), opcode, value].concat()
 }
 
 /// A set of the source's end alone: its frame is taken, and acknowledged behind the time that counts.

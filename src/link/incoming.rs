@@ -291,7 +291,7 @@ impl<P: Platform> IncomingLink<P> {
         }
         let was_full = std::mem::take(&mut self.ack_ring_full);
         while let Some(ack) = core.poll_ack() {
-            if !self.acks.try_write([&ack.encode()])? {
+            if !self.acks.try_write_headed(ack.encode(), [])? {
                 self.ack_ring_full = true;
                 break;
             }

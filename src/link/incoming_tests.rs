@@ -67,7 +67,7 @@ fn passed(doorbells: Doorbells) -> (Bell, Ringer) {
 /// Acknowledges what was never sent.
 fn write_bad_ack(link: &mut IncomingLink) {
     let ack = Ack { first: 0, last: 1000, first_seq: 1.into(), last_seq: 1.into() };
-    assert!(link.acks.try_write([&ack.encode()]).unwrap());
+    assert!(link.acks.try_write_headed(ack.encode(), []).unwrap());
     link.acks.publish();
 }
 

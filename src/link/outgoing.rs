@@ -245,7 +245,7 @@ impl<P: Platform> OutgoingLink<P> {
     #[inline(always)]
     fn stage(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
         let (opcode, value) = frame.body();
-        if !self.changes.try_write([&frame.header(), opcode, value])? {
+        if !self.changes.try_write_headed(frame.header(), [opcode, value])? {
             return Ok(false);
         }
         self.sent_since_drain += 1;

@@ -86,6 +86,7 @@ impl<P: Platform> Shared<P> {
     }
 
     /// The longest value that fits a record beside this opcode.
+    #[inline]
     pub(crate) fn max_value_bytes(&self, opcode: &Opcode) -> usize {
         self.max_item_bytes - opcode.as_bytes().len()
     }

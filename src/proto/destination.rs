@@ -424,7 +424,7 @@ impl DestinationCore {
     ) -> Applied {
         let Received { table: at, change, .. } = received;
         let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
-        let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
+        let opcode = Opcode::from_checked(received.opcode);
         let mut replaced = false;
         let record = records.get_mut(&opcode);
         let record = match record {
@@ -486,7 +486,7 @@ impl DestinationCore {
     ) -> Applied {
         let Received { table: at, change, .. } = received;
         let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
-        let opcode = Opcode::from_bytes(received.opcode).expect("a frame's opcode has at most 255 bytes");
+        let opcode = Opcode::from_checked(received.opcode);
         let Some(record) = records.get_mut(&opcode) else {
             self.stats.duplicates += 1;
             return true;

@@ -217,13 +217,21 @@ impl OwnRegion {
     /// # Safety
     /// As for [`OwnRegion::copy_in`].
     #[inline(always)]
-    unsafe fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
-        let total = header.len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        let mut to = self.map.data(offset, total);
+    unsafe fn copy_in_record<const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        header: [u8; 8],
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) {
+        let pieces_len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let mut to = self.map.data(offset, size_of_val(&header) + size_of_val(&head) + pieces_len);
         // SAFETY: as for the pieces below.
-        unsafe { copy(header.as_ptr(), to, header.len()) };
+        unsafe { to.cast::<[u8; 8]>().write(header) };
         // SAFETY: as for the pieces below.
-        to = unsafe { to.add(header.len()) };
+        unsafe { to.add(size_of_val(&header)).cast::<[[u8; 8]; H]>().write(head) };
+        // SAFETY: as for the pieces below.
+        to = unsafe { to.add(size_of_val(&header) + size_of_val(&head)) };
         for piece in &pieces {
             // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
             // cannot overlap it; and no one else in this process touches the data, as the caller promises.
@@ -324,34 +332,47 @@ impl PeerRegion {
     }
 }
 
-/// Copies to or from shared memory; short bytes word by word, see
-/// [`ProducerMemory::copy_in`](crate::ring::ProducerMemory::copy_in).
+/// Copies to or from shared memory; few bytes without a call.
 ///
 /// # Safety
 /// `from` is valid for reads of `len` bytes, `to` for writes of as many, and they do not overlap.
 #[inline(always)]
 unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    if len > MAX_IN_WORDS {
+    if len > FEW_BYTES {
         // SAFETY: as the caller promises.
         return unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
     let mut at = 0;
-    while at + 8 * WORD <= len {
-        for word in 0..8 {
+    while at + 64 <= len {
+        for part in 0..4 {
             // SAFETY: within what the caller promises.
-            unsafe { copy_one::<[u8; WORD]>(from, to, at + word * WORD) };
+            unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
         }
-        at += 8 * WORD;
+        at += 64;
     }
-    while at + WORD <= len {
+    while at + 16 <= len {
         // SAFETY: within what the caller promises.
-        unsafe { copy_one::<[u8; WORD]>(from, to, at) };
-        at += WORD;
+        unsafe { copy_one::<[u8; 16]>(from, to, at) };
+        at += 16;
     }
-    while at < len {
+    if len & 8 != 0 {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<[u8; 8]>(from, to, at) };
+        at += 8;
+    }
+    if len & 4 != 0 {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<[u8; 4]>(from, to, at) };
+        at += 4;
+    }
+    if len & 2 != 0 {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<[u8; 2]>(from, to, at) };
+        at += 2;
+    }
+    if len & 1 != 0 {
         // SAFETY: within what the caller promises.
         unsafe { copy_one::<u8>(from, to, at) };
-        at += 1;
     }
 }
 
@@ -365,13 +386,12 @@ unsafe fn copy_one<T>(from: *const u8, to: *mut u8, at: usize) {
     let to = unsafe { to.add(at) };
     // SAFETY: as the caller promises.
     unsafe { ptr::copy_nonoverlapping(from, to, size_of::<T>()) };
-    // Else the compiler makes a call of memcpy of the loop around this, which reads as wide as it can.
+    // Else the compiler makes a call of memcpy of the loop around this.
     compiler_fence(Ordering::SeqCst);
 }
 
-const WORD: usize = 8;
-/// Longer bytes are copied faster in wide pieces, even if the first of them has to wait.
-const MAX_IN_WORDS: usize = 256;
+/// More bytes are worth a call.
+const FEW_BYTES: usize = 256;
 
 fn check_header(found: RawHeader, expected: Header) -> Result<(), RegionError> {
     if found.magic != MAGIC {

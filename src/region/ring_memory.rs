@@ -92,9 +92,15 @@ impl ProducerMemory for ProducerMapping {
     }
 
     #[inline(always)]
-    fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
+    fn copy_in_record<const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        header: [u8; 8],
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) {
         // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
-        unsafe { self.own.copy_in_record(offset, header, pieces) }
+        unsafe { self.own.copy_in_record(offset, header, head, pieces) }
     }
 }
 

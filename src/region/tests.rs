@@ -65,10 +65,10 @@ fn words_and_data_reach_the_other_side() {
         assert_eq!(&bytes, b"first");
         consumer.copy_out(last, &mut bytes[..1]);
         assert_eq!(bytes[0], b'z');
-        producer.copy_in_record(8, *b"a header", [b"ab", b"", b"cde"]);
-        let mut record = [0; 13];
+        producer.copy_in_record(8, *b"a header", [*b"and more"], [b"ab", b"", b"cde"]);
+        let mut record = [0; 21];
         consumer.copy_out(8, &mut record);
-        assert_eq!(&record, b"a headerabcde");
+        assert_eq!(&record, b"a headerand moreabcde");
         consumer.store_own(RingWord::Cursor, 7, Release);
         consumer.store_own(RingWord::Waits, 2, Relaxed);
         assert_eq!((producer.load_peer(RingWord::Cursor), producer.load_peer(RingWord::Waits)), (7, 2));
@@ -78,7 +78,7 @@ fn words_and_data_reach_the_other_side() {
 #[test]
 fn bytes_of_every_length_arrive_at_every_place_and_no_others_change() {
     let (out, seen, ..) = link();
-    let longest = 3 * MAX_IN_WORDS;
+    let longest = 3 * FEW_BYTES;
     let bytes: Vec<u8> = (0..longest).map(|n| (n % 251) as u8 + 1).collect();
     for (len, offset) in (0..=longest).flat_map(|len| (0..16).map(move |offset| (len, offset))) {
         let around = vec![0; longest + 32];
@@ -120,8 +120,8 @@ fn access_beyond_the_data_panics() {
     assert!(panics(&|| out.copy_in(65536, &[1])));
     assert!(panics(&|| out.copy_in(65344, &[1; 193])));
     assert!(panics(&|| out.copy_in(usize::MAX, &[1])));
-    assert!(!panics(&|| out.copy_in_record(65526, [1; 8], [&[1], &[1]])));
-    assert!(panics(&|| out.copy_in_record(65526, [1; 8], [&[1], &[1, 1]])));
+    assert!(!panics(&|| out.copy_in_record(65518, [1; 8], [[1; 8]], [&[1], &[1]])));
+    assert!(panics(&|| out.copy_in_record(65518, [1; 8], [[1; 8]], [&[1], &[1, 1]])));
     assert!(panics(&|| seen.copy_out(0, &mut [0; 65537])));
     assert!(panics(&|| seen.copy_out(usize::MAX - 1, &mut [0; 4])));
 }

@@ -131,7 +131,7 @@ impl Header {
     }
 
     /// Put together in a register: two halves written to memory apart and read as one would have to wait there for all
-    /// that was written before, see [`ProducerMemory::copy_in`](super::ProducerMemory::copy_in).
+    /// that was written before, see [`ProducerMemory::copy_in_record`](super::ProducerMemory::copy_in_record).
     #[inline]
     pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES as usize] {
         let (length, kind) = (u64::from(self.length), u64::from(self.kind));

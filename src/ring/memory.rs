@@ -41,18 +41,25 @@ pub(crate) trait ProducerMemory: Memory {
     /// Copies `bytes` to `offset`. `offset + bytes.len()` is at most the capacity; `offset` may equal it when
     /// `bytes` is empty.
     ///
-    /// Between processes, short bytes are to be read in words. A processor hands what was just written to a load only if
-    /// one store has all of it; a wider load waits until the stores are in the cache, in their order, and so behind those
-    /// into the ring, whose lines the other side has. Bytes that were put together a moment ago, as a record's mostly are,
-    /// made each record wait for the line of the one before it.
     fn copy_in(&self, offset: usize, bytes: &[u8]);
 
-    /// As [`copy_in`](Self::copy_in) for a header and what goes behind it, piece by piece.
+    /// As [`copy_in`](Self::copy_in) for the words of a header and what goes behind it, piece by piece.
+    ///
+    /// What is put together for a record is handed over in words, which stay in registers. A processor hands what was just
+    /// written to a load only if one store has all of it; a wider load waits until the stores are in the cache, in their
+    /// order, and so behind those into the ring, whose lines the other side has. Headers that were read again made each record
+    /// wait for the line of the one before it.
     #[inline(always)]
-    fn copy_in_record<const N: usize>(&self, offset: usize, header: [u8; 8], pieces: [&[u8]; N]) {
+    fn copy_in_record<const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        header: [u8; 8],
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) {
         self.copy_in(offset, &header);
         let mut offset = offset + header.len();
-        for piece in &pieces {
+        for piece in head.iter().map(|word| &word[..]).chain(pieces) {
             self.copy_in(offset, piece);
             offset += piece.len();
         }

@@ -67,7 +67,7 @@
 //! |--------------------------------|------------|-------------------------------------------|
 //! | tail (the producer's cursor)   | producer   | Release, by [`Producer::publish`]         |
 //! | start (where it began anew)    | producer   | Relaxed, before the tail                  |
-//! | data                           | producer   | plain copies, by [`Producer::try_write`]  |
+//! | data                           | producer   | plain copies, before the tail              |
 //! | the producer's waits word      | producer   | Relaxed, then a SeqCst fence              |
 //! | head (the consumer's cursor)   | consumer   | Release, by [`Consumer::release`]         |
 //! | the consumer's waits word      | consumer   | Relaxed, then a SeqCst fence              |

@@ -9,7 +9,7 @@ use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
 ///
-/// Records are staged by [`try_write`](Self::try_write) and seen by the consumer after
+/// Records are staged by [`try_write_headed`](Self::try_write_headed) and seen by the consumer after
 /// [`publish`](Self::publish); then [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it
 /// sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
 /// [`has_room_for`](Self::has_room_for) once more, sleep, [`stop_waiting`](Self::stop_waiting), try again.
@@ -80,7 +80,8 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail.wrapping_sub(self.published)
     }
 
-    /// Stages a record of these pieces, one behind the other; `false` if the ring is full.
+    /// Stages a record of these words, and of these pieces behind them; `false` if the ring is full. What the caller puts
+    /// together belongs in the words, which stay in registers: see [`ProducerMemory::copy_in_record`].
     ///
     /// The consumer sees it after [`publish`](Self::publish). A full ring is an outcome, not an error: nothing has changed
     /// then.
@@ -93,8 +94,12 @@ impl<M: ProducerMemory> Producer<M> {
     ///
     /// If the record exceeds [`max_payload`](Self::max_payload).
     #[inline(always)]
-    pub(crate) fn try_write<const N: usize>(&mut self, pieces: [&[u8]; N]) -> Result<bool, RingError> {
-        let len = pieces.iter().map(|piece| piece.len()).sum();
+    pub(crate) fn try_write_headed<const H: usize, const N: usize>(
+        &mut self,
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) -> Result<bool, RingError> {
+        let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         self.check_length(len);
         if self.geometry.crosses_hot_bytes(self.tail, record_bytes(len)) {
             self.begin_anew_if_drained()?;
@@ -110,9 +115,16 @@ impl<M: ProducerMemory> Producer<M> {
             self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
         }
         let start = self.tail.wrapping_add(padding);
-        self.memory.copy_in_record(self.geometry.offset(start), Header::record(len).to_bytes(), pieces);
+        let header = Header::record(len).to_bytes();
+        self.memory.copy_in_record(self.geometry.offset(start), header, head, pieces);
         self.tail = start.wrapping_add(record_bytes(len));
         Ok(true)
+    }
+
+    /// As [`try_write_headed`](Self::try_write_headed), of pieces alone.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn try_write<const N: usize>(&mut self, pieces: [&[u8]; N]) -> Result<bool, RingError> {
+        self.try_write_headed([], pieces)
     }
 
     /// Whether a record of `len` bytes can be staged now. Looks at the consumer's cursor only if the ring

@@ -219,6 +219,7 @@ impl Table {
         if deferred { Sent::Deferred } else { Sent::Now }
     }
 
+    #[inline]
     fn check_length(&self, opcode: &Opcode, bytes: usize) -> Result<(), SetError> {
         let max = self.handle.shared.max_value_bytes(opcode);
         if bytes > max {

@@ -28,13 +28,12 @@ pub(crate) struct Ack {
 impl Ack {
     pub(crate) const BYTES: usize = 24;
 
-    pub(crate) fn encode(&self) -> [u8; Self::BYTES] {
-        let mut bytes = [0; Self::BYTES];
-        bytes[0..8].copy_from_slice(&self.first.to_ne_bytes());
-        bytes[8..16].copy_from_slice(&self.last.to_ne_bytes());
-        bytes[16..20].copy_from_slice(&self.first_seq.value().to_ne_bytes());
-        bytes[20..24].copy_from_slice(&self.last_seq.value().to_ne_bytes());
-        bytes
+    /// In words.
+    pub(crate) fn encode(&self) -> [[u8; 8]; Self::BYTES / 8] {
+        let [f0, f1, f2, f3] = self.first_seq.value().to_ne_bytes();
+        let [l0, l1, l2, l3] = self.last_seq.value().to_ne_bytes();
+        let seqs = [f0, f1, f2, f3, l0, l1, l2, l3];
+        [self.first.to_ne_bytes(), self.last.to_ne_bytes(), seqs]
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Ack, WireError> {
@@ -61,8 +60,8 @@ mod tests {
     #[test]
     fn acks_come_back_as_they_went_in_and_other_lengths_are_errors() {
         let ack = Ack { first: 1 << 33, last: u64::MAX, first_seq: 7.into(), last_seq: u32::MAX.into() };
-        assert_eq!(Ack::decode(&ack.encode()), Ok(ack));
-        let error = Ack::decode(&ack.encode()[..23]).unwrap_err().to_string();
+        assert_eq!(Ack::decode(ack.encode().as_flattened()), Ok(ack));
+        let error = Ack::decode(&ack.encode().as_flattened()[..23]).unwrap_err().to_string();
         assert_eq!(error, "ack record of 23 bytes, expected 24");
     }
 }

@@ -56,9 +56,9 @@ impl<'a> Frame<'a> {
         HEADER_BYTES + opcode.len() + value.len()
     }
 
-    /// The first bytes of the encoded frame, before its [`body`](Frame::body).
+    /// The first bytes of the encoded frame, before its [`body`](Frame::body), in words.
     #[inline(always)]
-    pub(crate) fn header(&self) -> [u8; HEADER_BYTES] {
+    pub(crate) fn header(&self) -> [[u8; 8]; HEADER_BYTES / 8] {
         let (kind, extra) = match self.payload {
             Payload::Set { created, .. } => (SET, created.value()),
             Payload::Remove { .. } => (REMOVE, 0),
@@ -68,22 +68,17 @@ impl<'a> Frame<'a> {
         };
         let (opcode, _) = self.body();
         let opcode_len = u8::try_from(opcode.len()).expect("an Opcode has at most 255 bytes");
-        // In words: see `ProducerMemory::copy_in`.
         let [o0, o1, o2, o3] = (self.ordinal as u32).to_ne_bytes();
         let [t0, t1] = self.table.to_ne_bytes();
-        let last = u64::from_ne_bytes([o0, o1, o2, o3, t0, t1, kind, opcode_len]);
-        let mut header = [0; HEADER_BYTES];
-        header[0..8].copy_from_slice(&self.change.value().to_ne_bytes());
-        header[8..16].copy_from_slice(&extra.to_ne_bytes());
-        header[16..24].copy_from_slice(&last.to_ne_bytes());
-        header
+        let last = [o0, o1, o2, o3, t0, t1, kind, opcode_len];
+        [self.change.value().to_ne_bytes(), extra.to_ne_bytes(), last]
     }
 
     /// The encoded frame, in one piece.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let (opcode, value) = self.body();
-        [&self.header(), opcode, value].concat()
+        [self.header().as_flattened(), opcode, value].concat()
     }
 
     /// Decodes a record; `expected` is the ordinal that comes next if none was lost.

@@ -251,7 +251,7 @@ impl World {
         let Node { core, link: Some(link), .. } = &mut self.nodes[node] else { return };
         while let Some(ack) = core.poll_ack() {
             core.handle_ack_sent();
-            link.acks.push_back(Ack::decode(&ack.encode()).unwrap());
+            link.acks.push_back(Ack::decode(ack.encode().as_flattened()).unwrap());
         }
         while let Some(link) = &mut self.nodes[node].link
             && let Some(ack) = link.acks.pop_front()
