@@ -25,6 +25,8 @@ pub(crate) struct Producer<M> {
     head: u64,
     /// Where the ring was last begun anew, if that is beyond `head`, or `head`: nothing before it must be kept.
     kept_from: u64,
+    /// Where the tail was when it was last looked whether the ring can begin anew.
+    looked: u64,
     handshake: Handshake,
 }
 
@@ -52,6 +54,7 @@ impl<M: ProducerMemory> Producer<M> {
             published: position,
             head: position,
             kept_from: position,
+            looked: position,
             handshake: Handshake::default(),
         }
     }
@@ -101,7 +104,7 @@ impl<M: ProducerMemory> Producer<M> {
     ) -> Result<bool, RingError> {
         let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
         self.check_length(len);
-        if self.geometry.crosses_hot_bytes(self.tail, record_bytes(len)) {
+        if self.tail == self.published && self.geometry.is_behind_hot_bytes(self.tail, self.looked) {
             self.begin_anew_if_drained()?;
         }
         let padding = self.padding_before(len);
@@ -210,7 +213,8 @@ impl<M: ProducerMemory> Producer<M> {
     /// the tail of what is written next.
     #[cold]
     fn begin_anew_if_drained(&mut self) -> Result<(), RingError> {
-        if self.tail == self.published && self.head != self.tail {
+        self.looked = self.tail;
+        if self.head != self.tail {
             self.refresh_head()?;
         }
         if self.head == self.tail {
