@@ -175,7 +175,7 @@ fn set_and_receive(c: &mut Criterion) {
     let mut n = 0;
     let mut set = |source: &mut SourceCore, records: &mut Vec<Vec<u8>>| {
         n += 1;
-        source.set(table, opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
+        source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
             records.push(encoded(frame));
             true
         });
@@ -221,7 +221,7 @@ fn set(c: &mut Criterion) {
     let (mut source, table) = source();
     let session = source.attach(Subscription::all());
     for n in 0..OPCODES {
-        source.set(table, opcode(n), NewValue::Data(&value(n)), |_, _| false);
+        source.set(table, &opcode(n), NewValue::Data(&value(n)), |_, _| false);
     }
     let (mut n, mut ordinal) = (OPCODES, send_all(&mut source, session));
     let mut group = c.benchmark_group("source");
@@ -233,7 +233,7 @@ fn set(c: &mut Criterion) {
                 let (before, start) = (source.store().last_change(), Instant::now());
                 for _ in 0..64 {
                     n += 1;
-                    source.set(table, opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
+                    source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
                         black_box(frame.header());
                         true
                     });
@@ -299,7 +299,7 @@ fn tick(c: &mut Criterion) {
         let (mut source, table) = source();
         let session = source.attach(Subscription::all());
         for n in 0..entries {
-            source.set(table, opcode(n), NewValue::Data(&value(n)), |_, _| false);
+            source.set(table, &opcode(n), NewValue::Data(&value(n)), |_, _| false);
             send_all(&mut source, session);
         }
         let mut now = Instant::now();
@@ -323,14 +323,14 @@ fn set_beside_unacked(c: &mut Criterion) {
         let (mut source, table) = source();
         let session = source.attach(Subscription::all());
         for n in 0..entries {
-            source.set(table, opcode(OPCODES + n), NewValue::Data(&value(n)), |_, _| false);
+            source.set(table, &opcode(OPCODES + n), NewValue::Data(&value(n)), |_, _| false);
         }
         let mut n = 0;
         let mut ordinal = send_all(&mut source, session);
         group.bench_function(BenchmarkId::from_parameter(entries), |b| {
             b.iter(|| {
                 n += 1;
-                source.set(table, opcode(n % OPCODES), NewValue::Data(&value(n)), |_, _| false);
+                source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, _| false);
                 assert_eq!(send_all(&mut source, session), 1);
                 let seq = source.store().last_change().seq();
                 let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };

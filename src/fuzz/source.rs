@@ -100,7 +100,7 @@ impl World<'_> {
         let value = self.choices.bytes(2);
         let takes = self.choices.one_in(2);
         let sessions = &mut self.sessions;
-        let stored = self.core.set(table, opcode, NewValue::Data(value), |id, frame| {
+        let stored = self.core.set(table, &opcode, NewValue::Data(value), |id, frame| {
             let session = sessions.iter_mut().find(|(other, _)| *other == id);
             let (_, session) = session.expect("an offer to nobody");
             if takes {

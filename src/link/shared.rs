@@ -129,7 +129,7 @@ impl<P: Platform> Shared<P> {
         &self,
         state: &mut State<P>,
         table: TableId,
-        opcode: Opcode,
+        opcode: &Opcode,
         value: NewValue<'_>,
     ) -> Stored {
         let State { core, links, .. } = state;

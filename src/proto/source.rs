@@ -151,7 +151,7 @@ impl SourceCore {
     pub(crate) fn set(
         &mut self,
         table: TableId,
-        opcode: Opcode,
+        opcode: &Opcode,
         value: NewValue<'_>,
         offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
     ) -> Stored {

@@ -182,9 +182,9 @@ impl Store {
     /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
     /// before the application said it to all.
     #[inline]
-    pub(crate) fn set(&mut self, id: TableId, opcode: Opcode, value: NewValue<'_>, always: bool) -> Stored {
+    pub(crate) fn set(&mut self, id: TableId, opcode: &Opcode, value: NewValue<'_>, always: bool) -> Stored {
         let table = &mut self.tables[usize::from(id)];
-        let index = table.find(&opcode);
+        let index = table.find(opcode);
         // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
         if let Some(index) = index
             && let item = &mut table.items[index as usize]
@@ -249,7 +249,7 @@ impl Store {
     fn set_otherwise(
         &mut self,
         id: TableId,
-        opcode: Opcode,
+        opcode: &Opcode,
         index: Option<u32>,
         value: NewValue<'_>,
         always: bool,
@@ -261,11 +261,12 @@ impl Store {
         }
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
-        table.note_changed(&opcode, change);
+        table.note_changed(opcode, change);
         let Some(index) = index else {
             let created = if table.keeps_all() { change } else { ChangeNumber::NONE };
             let value = Value::from_new(value);
-            let index = table.insert(Item { opcode, value, change, created, owed: 0 });
+            let item = Item { opcode: opcode.clone(), value, change, created, owed: 0 };
+            let index = table.insert(item);
             return Stored::Created(ItemId { table: id, index });
         };
         let keeps_all = table.keeps_all();
@@ -501,10 +502,10 @@ mod tests {
     fn an_equal_value_is_no_change_unless_asked_for() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        assert!(matches!(store.set(table, key.clone(), NewValue::Data(b"a"), false), Stored::Created(_)));
-        assert_eq!(store.set(table, key.clone(), NewValue::Data(b"a"), false), Stored::Unchanged);
+        assert!(matches!(store.set(table, &key, NewValue::Data(b"a"), false), Stored::Created(_)));
+        assert_eq!(store.set(table, &key, NewValue::Data(b"a"), false), Stored::Unchanged);
         assert_eq!(store.last_change().seq(), SyncSeq::from(1));
-        assert!(matches!(store.set(table, key, NewValue::Data(b"a"), true), Stored::Updated(_)));
+        assert!(matches!(store.set(table, &key, NewValue::Data(b"a"), true), Stored::Updated(_)));
         assert_eq!(store.last_change().seq(), SyncSeq::from(2));
     }
 
@@ -512,7 +513,7 @@ mod tests {
     fn a_tombstone_keeps_its_place_until_nobody_owes_an_ack() {
         let (mut store, table) = store();
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());
-        store.set(table, a.clone(), NewValue::Data(b"a"), false);
+        store.set(table, &a, NewValue::Data(b"a"), false);
         let gone = store.remove(table, &a).unwrap();
         store.owe(gone, 1);
         store.owe(gone, 1);
@@ -522,7 +523,7 @@ mod tests {
         store.settle(gone);
         assert!(store.find(table, &a).is_none());
         assert_eq!(
-            store.set(table, b, NewValue::Data(b"b"), false),
+            store.set(table, &b, NewValue::Data(b"b"), false),
             Stored::Created(gone),
             "the place is used again"
         );
@@ -532,13 +533,13 @@ mod tests {
     fn a_value_after_a_remove_begins_a_new_life() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        store.set(table, key.clone(), NewValue::Data(b"a"), false);
+        store.set(table, &key, NewValue::Data(b"a"), false);
         let first = store.find(table, &key).unwrap().created;
-        store.set(table, key.clone(), NewValue::Data(b"b"), false);
+        store.set(table, &key, NewValue::Data(b"b"), false);
         assert_eq!(store.find(table, &key).unwrap().created, first);
         let id = store.remove(table, &key).unwrap();
         store.owe(id, 1);
-        assert_eq!(store.set(table, key.clone(), NewValue::Data(b"b"), false), Stored::Created(id));
+        assert_eq!(store.set(table, &key, NewValue::Data(b"b"), false), Stored::Created(id));
         assert!(store.find(table, &key).unwrap().created > first);
         assert_eq!(store.tables()[0].live, 1);
     }

@@ -40,7 +40,7 @@ impl Bench {
     }
 
     fn set(&mut self, key: u32, value: &[u8]) {
-        self.core.set(self.table, key.to_opcode().unwrap(), NewValue::Data(value), |_, _| false);
+        self.core.set(self.table, &key.to_opcode().unwrap(), NewValue::Data(value), |_, _| false);
     }
 
     /// Sends all that waits; answers how many records that was.
@@ -217,7 +217,7 @@ fn a_destination_tells_new_from_old_at_any_distance() {
         destination.attach(7);
         let key = 1u32.to_opcode().unwrap();
         for value in [&b"old"[..], b"new"] {
-            source.set(table, key.clone(), NewValue::Data(value), |_, _| false);
+            source.set(table, &key, NewValue::Data(value), |_, _| false);
             while let Some(outgoing) = source.poll_frame(session) {
                 let record = outgoing.frame.to_bytes();
                 let entry = outgoing.entry;
@@ -250,7 +250,7 @@ impl Enumerated {
         let mut bench = Enumerated::new(&[(1, "x")]);
         let _other = bench.core.attach(Subscription::all());
         let session = bench.core.attach(Subscription::all());
-        bench.core.set(bench.table, 1u32.to_opcode().unwrap(), NewValue::Data(b"x"), |_, _| false);
+        bench.core.set(bench.table, &1u32.to_opcode().unwrap(), NewValue::Data(b"x"), |_, _| false);
         let mut sent = Vec::new();
         bench.pump(session, &mut sent);
         assert_eq!(sent.len(), 2, "the table's name and the item");
@@ -310,7 +310,7 @@ fn a_flush_waits_for_what_an_enumeration_has_yet_to_name() {
     let mut bench = Enumerated::new(&[(1, "a"), (2, "b"), (3, "c")]);
     bench.core.ready(bench.table);
     let session = bench.core.attach(Subscription::all());
-    bench.core.set(bench.table, 7u32.to_opcode().unwrap(), NewValue::Data(b"live"), |_, _| false);
+    bench.core.set(bench.table, &7u32.to_opcode().unwrap(), NewValue::Data(b"live"), |_, _| false);
     bench.core.start_flush(0, None);
     let mut sent = Vec::new();
     let mut acked = 0;
@@ -349,7 +349,7 @@ fn every_table_goes_forward_in_each_ring_full() {
         let pointer = OtherValue::Pointer(&pointer);
         let value = if key.is_multiple_of(3) { NewValue::Other(&pointer) } else { NewValue::Data(b"v") };
         for &table in &tables {
-            core.set(table, key.to_opcode().unwrap(), value, |_, _| false);
+            core.set(table, &key.to_opcode().unwrap(), value, |_, _| false);
         }
     };
     (0..KEYS / 2).for_each(|key| set(&mut core, key));
@@ -394,7 +394,7 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     let table = core.table("t", Retention::Newest).unwrap();
     let [slow, quick] = [0, 1].map(|_| core.attach(Subscription::all()));
     for key in 0..20u32 {
-        core.set(table, key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
+        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
     }
     let mut sent = [Vec::new(), Vec::new()];
     let pump = |core: &mut SourceCore, session: SessionId, sent: &mut Vec<SyncSeq>| {
@@ -429,10 +429,10 @@ fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
     let mut bench = Bench::new(ResendPolicy::default());
     let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
     let key = 1u32.to_opcode().unwrap();
-    bench.core.set(bench.table, key.clone(), NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
     bench.set(1, b"data");
     assert_eq!(bench.pump(), 1, "nothing must be read for it");
-    bench.core.set(bench.table, key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
     assert_eq!(bench.pump(), 0);
     assert!(bench.core.has_reads(bench.session), "and the other way round");
 }
@@ -464,7 +464,7 @@ fn no_pointer_is_read_before_the_name_of_its_table_was_sent() {
     let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
     bench.core.set(
         table,
-        1u32.to_opcode().unwrap(),
+        &1u32.to_opcode().unwrap(),
         NewValue::Other(&OtherValue::Pointer(&pointer)),
         |_, _| false,
     );
@@ -482,7 +482,7 @@ fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
     let tables: Vec<TableId> =
         (0..TABLES).map(|n| core.table(&n.to_string(), Retention::Newest).unwrap()).collect();
     for (key, &table) in (0..KEYS).flat_map(|key| tables.iter().map(move |table| (key, table))) {
-        core.set(table, key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
+        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
     }
     let session = core.attach(Subscription::all());
     let mut sent = Vec::new();
@@ -521,18 +521,18 @@ fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle()
         }
         (replaced, std::mem::take(&mut tokens).pop())
     };
-    source.set(table, key.clone(), NewValue::Data(b"first life"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"first life"), |_, _| false);
     let (_, first) = deliver(&mut source, &mut destination, true);
     assert!(destination.acknowledge(&first.unwrap()));
     source.remove(table, &key).unwrap();
     let (_, gone) = deliver(&mut source, &mut destination, true);
-    source.set(table, key.clone(), NewValue::Data(b"second life"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"second life"), |_, _| false);
     let (replaced, second) = deliver(&mut source, &mut destination, true);
     assert!(!replaced, "the remove was told");
     assert!(!destination.acknowledge(&gone.unwrap()), "there is a newer change");
     assert!(destination.refuse(&second.unwrap()));
     assert_eq!(destination.stats().owed, 0, "no token is left that could settle anything");
-    source.set(table, key, NewValue::Data(b"third value"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"third value"), |_, _| false);
     let (replaced, third) = deliver(&mut source, &mut destination, true);
     assert!(!replaced, "the remove was told, and what came after it was refused");
     assert!(destination.acknowledge(&third.unwrap()));

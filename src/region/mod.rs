@@ -229,9 +229,11 @@ impl OwnRegion {
         // SAFETY: as for the pieces below.
         unsafe { to.cast::<[u8; 8]>().write(header) };
         // SAFETY: as for the pieces below.
-        unsafe { to.add(size_of_val(&header)).cast::<[[u8; 8]; H]>().write(head) };
+        to = unsafe { to.add(size_of_val(&header)) };
         // SAFETY: as for the pieces below.
-        to = unsafe { to.add(size_of_val(&header) + size_of_val(&head)) };
+        unsafe { to.cast::<[[u8; 8]; H]>().write(head) };
+        // SAFETY: as for the pieces below.
+        to = unsafe { to.add(size_of_val(&head)) };
         for piece in &pieces {
             // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
             // cannot overlap it; and no one else in this process touches the data, as the caller promises.

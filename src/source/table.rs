@@ -52,7 +52,7 @@ impl Table {
     pub fn set(&self, opcode: impl ToOpcode, value: impl AsRef<[u8]>) -> Result<Sent, SetError> {
         let (opcode, value) = (opcode.to_opcode()?, value.as_ref());
         self.check_length(&opcode, value.len())?;
-        self.set_value(opcode, NewValue::Data(value))
+        self.set_value(&opcode, NewValue::Data(value))
     }
 
     /// Gives an item a pointer to its data: the data stays where it is, in the application, and a consistent copy of it is
@@ -70,7 +70,7 @@ impl Table {
     pub fn set_shared<S: Snapshot>(&self, opcode: impl ToOpcode, data: &Arc<S>) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
         let pointer = Pointer::new(data.clone());
-        self.set_value(opcode, NewValue::Other(&OtherValue::Pointer(&pointer)))
+        self.set_value(&opcode, NewValue::Other(&OtherValue::Pointer(&pointer)))
     }
 
     /// The data that an item's pointer leads to has changed: it is sent, as it is when it is sent.
@@ -184,7 +184,7 @@ impl Table {
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
     }
 
-    fn set_value(&self, opcode: Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
+    fn set_value(&self, opcode: &Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
         let mut state = self.lock()?;
         match self.handle.shared.set(&mut state, self.id, opcode, value) {
             Stored::Unchanged => Ok(Sent::Unchanged),
@@ -197,7 +197,7 @@ impl Table {
         let mut changed = Vec::with_capacity(batch.len());
         let mut state = self.lock()?;
         state.core.touch_all(self.id, batch.iter().map(|(opcode, _)| opcode));
-        for (opcode, value) in batch {
+        for (opcode, value) in &batch {
             let value = NewValue::Data(value.as_ref());
             match self.handle.shared.set(&mut state, self.id, opcode, value) {
                 Stored::Unchanged => {}

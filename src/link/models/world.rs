@@ -138,7 +138,7 @@ impl World {
 
     fn set_value(&self, opcode: u8, value: NewValue<'_>) {
         let mut state = self.shared.lock();
-        self.shared.set(&mut state, self.table, self::opcode(opcode), value);
+        self.shared.set(&mut state, self.table, &self::opcode(opcode), value);
         self.shared.publish(&mut state);
     }
 

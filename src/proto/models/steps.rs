@@ -127,7 +127,7 @@ impl World {
         if version == 0 {
             source.remove(table, &opcode);
         } else if source.touch(table, &opcode).is_none() {
-            source.set(table, opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+            source.set(table, &opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
         }
         source.skip_changes(skipped);
         self.truth.tell(key);
@@ -140,7 +140,7 @@ impl World {
         let source = self.source_mut();
         // One key's changes go at once if they may, another's wait: as from a publisher that finds the ring full.
         let mut offered = None;
-        source.set(table, opcode(key), NewValue::Data(&[version]), |_, frame| {
+        source.set(table, &opcode(key), NewValue::Data(&[version]), |_, frame| {
             let takes = room && key == 0;
             offered = takes.then(|| encoded(frame));
             takes

@@ -279,7 +279,7 @@ impl Owner {
                         0 => NewValue::Data(&value),
                         _ => NewValue::Other(&buffer),
                     };
-                    source.set(table, opcode.clone(), value, &mut offer)
+                    source.set(table, opcode, value, &mut offer)
                 };
                 let stored = set();
                 assert_ne!(stored, Stored::Unchanged, "each version is another value");
@@ -322,7 +322,7 @@ impl Owner {
         for (item, version) in self.items() {
             match self.table(source, item.0, step).filter(|_| rng.bool()) {
                 Some(table) if self.keeps_newest(item.0) => {
-                    source.set(table, item.1, NewValue::Data(&version.to_ne_bytes()), |_, _| false);
+                    source.set(table, &item.1, NewValue::Data(&version.to_ne_bytes()), |_, _| false);
                 }
                 Some(_) => {}
                 None => {
@@ -336,7 +336,7 @@ impl Owner {
 
 fn share(source: &mut SourceCore, table: TableId, opcode: &Opcode, cell: &Arc<SharedVersion>) {
     let pointer = Pointer::new(cell.clone());
-    source.set(table, opcode.clone(), NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| {
+    source.set(table, opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| {
         unreachable!("it must be read first")
     });
 }

@@ -51,7 +51,7 @@ impl Table {
             return Err(SetError::NotWritten { opcode, why: why.to_string() });
         }
         let value = OtherValue::Buffer(RefCell::new(buffer));
-        let sent = self.set_value(opcode, NewValue::Other(&value));
+        let sent = self.set_value(&opcode, NewValue::Other(&value));
         if let OtherValue::Buffer(buffer) = value {
             keep_buffer(buffer.into_inner());
         }
