@@ -553,6 +553,37 @@ mod tests {
     }
 
     #[test]
+    fn bytes_of_any_pieces_are_the_pieces_one_behind_the_other() {
+        let mut rng = fastrand::Rng::with_seed(3);
+        for _ in 0..20_000 {
+            let pieces: Vec<Vec<u8>> =
+                (0..rng.usize(0..6)).map(|_| (0..rng.usize(0..30)).map(|_| rng.u8(..)).collect()).collect();
+            let bytes = pieces.concat();
+            let mut writer = OpcodeWriter::new();
+            pieces.iter().for_each(|piece| writer.put(piece));
+            let written = writer.finish().unwrap();
+            assert_eq!(written.as_bytes(), bytes);
+            assert_eq!(written, Opcode::from_bytes(&bytes).unwrap());
+            let other = rng.usize(0..=bytes.len());
+            let mut others = bytes.clone();
+            match others.get_mut(other) {
+                Some(byte) => *byte ^= 1 << rng.u8(0..8),
+                // the same, and a zero
+                None => others.push(0),
+            }
+            assert_ne!(written, Opcode::from_bytes(&others).unwrap(), "{bytes:x?} and {others:x?}");
+        }
+    }
+
+    #[test]
+    fn short_opcode_begins_with_its_bytes() {
+        for opcode in [opcode(7u8), opcode("x".repeat(INLINE_BYTES))] {
+            let start = std::ptr::from_ref(&opcode).cast::<u8>();
+            assert_eq!(opcode.as_bytes().as_ptr(), start, "else its words lie across multiples of 8 bytes");
+        }
+    }
+
+    #[test]
     fn map_of_opcodes_is_asked_by_their_bytes() {
         let map = std::collections::BTreeMap::from([(opcode("a"), 1), (opcode(7u16), 2)]);
         assert_eq!(

@@ -510,6 +510,22 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_differs_in_any_byte_is_a_change() {
+        let (mut store, table) = store();
+        let key = 1u32.to_opcode().unwrap();
+        for len in [1, 7, 8, 9, 64] {
+            let mut value = vec![0; len];
+            store.set(table, &key, NewValue::Data(&value), false);
+            for at in 0..len {
+                value[at] = 1;
+                let stored = store.set(table, &key, NewValue::Data(&value), false);
+                assert!(matches!(stored, Stored::Updated(_)), "byte {at} of {len}: {stored:?}");
+                assert_eq!(store.set(table, &key, NewValue::Data(&value), false), Stored::Unchanged);
+            }
+        }
+    }
+
+    #[test]
     fn a_tombstone_keeps_its_place_until_nobody_owes_an_ack() {
         let (mut store, table) = store();
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());

@@ -28,7 +28,8 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
     HEADER_BYTES + (payload_bytes as u64).next_multiple_of(RECORD_ALIGNMENT)
 }
 
-/// After so many bytes the producer looks whether the ring is empty and can begin anew: see [`Geometry::is_behind_hot_bytes`].
+/// Behind so many bytes the producer looks whether the ring is empty and can begin anew: half of what the nearest cache of a
+/// processor mostly has. See [`Geometry::is_behind_hot_bytes`].
 const HOT_BYTES: u64 = 16384;
 
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
@@ -70,9 +71,9 @@ impl Geometry {
 
     /// Whether a position is behind the hot bytes, and a quarter of them from where that was last asked.
     ///
-    /// While the consumer keeps up, a few cache lines at the start of the ring serve again and again, and stay in the nearest
-    /// caches of both sides. Going round a large ring instead, a round trip took twice as long, and a stream half as long again. Whether
-    /// the ring is empty is looked at here only: that costs a line of the peer's.
+    /// While the consumer keeps up, the same cache lines at the start of the ring serve again and again, and stay in the nearest
+    /// caches of both sides: going round a large ring instead, a round trip took twice as long. Whether the ring is empty is
+    /// looked at here only: that costs a line of the peer's.
     #[inline]
     pub(super) fn is_behind_hot_bytes(self, position: u64, looked: u64) -> bool {
         let offset = position & (self.capacity - 1);

@@ -40,7 +40,6 @@ pub(crate) trait Memory {
 pub(crate) trait ProducerMemory: Memory {
     /// Copies `bytes` to `offset`. `offset + bytes.len()` is at most the capacity; `offset` may equal it when
     /// `bytes` is empty.
-    ///
     fn copy_in(&self, offset: usize, bytes: &[u8]);
 
     /// As [`copy_in`](Self::copy_in) for the words of a header and what goes behind it, piece by piece.

@@ -276,6 +276,25 @@ fn ring_that_ran_empty_begins_anew_and_takes_as_much_as_before() {
 }
 
 #[test]
+fn ring_that_takes_batches_begins_anew_between_them() {
+    const CAPACITY: u64 = 1 << 16;
+    let (mut producer, mut consumer) = ring(CAPACITY);
+    for batch in 0..100u8 {
+        for record in 0..5 {
+            assert!(write(&mut producer, &[batch, record].repeat(300)));
+        }
+        producer.publish();
+        for record in 0..5 {
+            assert_eq!(read(&mut consumer).unwrap(), Some([batch, record].repeat(300)));
+        }
+        let end = consumer.read_position() % CAPACITY;
+        assert!(end <= 16 * 1024 + 5 * 608, "it stays within 16 KiB and a batch: {end}");
+        consumer.release();
+    }
+    assert!(producer.written() > 10 * CAPACITY);
+}
+
+#[test]
 fn ring_that_was_begun_anew_can_be_filled_while_what_was_read_is_not_released() {
     let (mut producer, mut consumer) = ring(1024);
     producer.set_hot_bytes(64);
