@@ -32,12 +32,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "enumerator's old value kept: a change during an enumeration is not noted",
         file: "proto/store.rs",
-        edits: &[("«table.note_changed(&opcode, change);»", "")],
+        edits: &[(
+            "«table.note_changed(opcode, change);» let Some(index) = index else { let created = if",
+            "",
+        )],
     },
     Mutant {
         fault: "enumerator's old value kept: a remove during an enumeration is not noted",
         file: "proto/store.rs",
-        edits: &[("«table.note_changed(opcode, change);»", "")],
+        edits: &[(
+            "«table.note_changed(opcode, change);» let Some(index) = index else { let created = ChangeNumber::NONE;",
+            "",
+        )],
     },
     Mutant {
         fault: "an enumeration's end marker goes before the items that wait",
