@@ -143,7 +143,7 @@ impl DestinationCore {
         self.tables.iter().any(|table| {
             let wanted = self.subscription.of(&table.name).is_some();
             (!wanted || table.synced == self.attach)
-                && table.records.iter().any(|(opcode, record)| {
+                && table.records.as_slice().iter().any(|(opcode, record)| {
                     (!wanted || record.confirmed_on != self.attach) && !owes_remove(&table.owed, opcode)
                 })
         })
@@ -369,14 +369,16 @@ impl DestinationCore {
     /// The value of an item, if values are kept.
     pub(crate) fn value(&self, table: &str, opcode: &Opcode) -> Option<&[u8]> {
         let table = self.tables.iter().find(|local| &*local.name == table)?;
-        table.records.get(opcode).map(|record| &*record.value)
+        table.records.find(opcode).map(|place| table.records.value(place))
     }
 
     /// The items of a table; values are empty unless kept.
     pub(crate) fn items(&self, table: &str) -> impl ExactSizeIterator<Item = (&Opcode, &[u8])> {
         let table = self.tables.iter().find(|local| &*local.name == table);
-        let records = table.map_or_else(Default::default, |table| table.records.iter());
-        records.map(|(opcode, record)| (opcode, &*record.value))
+        let records = table.map_or(&[][..], |table| table.records.as_slice()).iter().enumerate();
+        records.map(move |(place, (opcode, _))| {
+            (opcode, table.map_or(&[][..], |table| table.records.value(place)))
+        })
     }
 
     /// Whether the ack of an item's change is owed.
@@ -406,7 +408,7 @@ impl DestinationCore {
         });
         let reserved = items.min(MAX_RESERVED - link.reserved);
         link.reserved += reserved;
-        self.tables[at].records.reserve(reserved as usize);
+        self.tables[at].records.reserve(reserved as usize, self.keep_values);
         let number = usize::from(number);
         if link.tables.len() <= number {
             link.tables.resize(number + 1, None);
@@ -426,9 +428,10 @@ impl DestinationCore {
         let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
         let opcode = Opcode::from_checked(received.opcode);
         let mut replaced = false;
-        let record = records.get_mut(&opcode);
-        let record = match record {
-            Some(record) => {
+        let place = records.find(&opcode);
+        let record = match place {
+            Some(place) => {
+                let record = records.at_mut(place);
                 record.confirmed_on = self.attach;
                 if record.applied_on >= self.epoch_began {
                     if record.change >= change {
@@ -450,7 +453,6 @@ impl DestinationCore {
             return false;
         }
         self.stats.applied += 1;
-        let kept: &[u8] = if self.keep_values { value } else { &[] };
         let was_told = !told_gone.is_empty() && told_gone.remove(&opcode);
         let before = record.as_ref().map(|record| record.before(was_told));
         let superseded = if owed.is_empty() { None } else { owed.remove(&opcode) };
@@ -459,21 +461,18 @@ impl DestinationCore {
             self.stats.owed += 1;
             owed.insert(opcode.clone(), received.owed(before, false, self.attach));
         }
-        match record {
-            Some(record) => {
+        match (record, place) {
+            (Some(record), Some(place)) => {
                 record.change = change;
                 record.applied_on = self.attach;
-                if record.value.len() == kept.len() {
-                    record.value.copy_from_slice(kept);
-                } else {
-                    record.value = kept.into();
+                if self.keep_values {
+                    records.set_value(place, value);
                 }
             }
-            None => {
-                let record =
-                    Record { change, applied_on: self.attach, confirmed_on: self.attach, value: kept.into() };
+            _ => {
+                let record = Record { change, applied_on: self.attach, confirmed_on: self.attach };
                 self.stats.items += 1;
-                records.insert(opcode, record);
+                records.insert(opcode, record, self.keep_values.then_some(value));
             }
         }
         !deferred.get()

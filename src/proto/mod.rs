@@ -23,6 +23,10 @@ mod tests;
 
 pub use resend::ResendPolicy;
 
+/// A value as either end keeps it. A short one lies in the item itself: one allocation less for each, and one place in memory
+/// less to wait for when the item is changed. 64 bytes hold a route's next hops, a neighbour, a lease.
+pub(crate) type ValueBytes = smallvec::SmallVec<[u8; 64]>;
+
 /// The peer said something that no correct peer says. The link closes, others go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

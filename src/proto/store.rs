@@ -18,6 +18,7 @@ use std::cell::RefCell;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
+use super::ValueBytes;
 use super::index::OpcodeIndex;
 use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
@@ -82,7 +83,7 @@ pub(crate) struct Item {
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) enum Value {
     Vacant,
-    Data(Box<[u8]>),
+    Data(ValueBytes),
     /// The data is the application's, and is read when it is sent.
     Pointer(Pointer),
     Removed,
@@ -102,7 +103,7 @@ pub(crate) enum OtherValue<'a> {
     Pointer(&'a Pointer),
     /// Data that stays where it is, and none of which is copied. Once it is set, the buffer has the data that the item had
     /// before, or nothing.
-    Buffer(RefCell<Box<[u8]>>),
+    Buffer(RefCell<ValueBytes>),
 }
 
 /// What [`Store::set`] did.
@@ -205,7 +206,7 @@ impl Store {
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
     /// place of data, or not in such a table.
-    fn trade(&mut self, id: ItemId, buffer: &RefCell<Box<[u8]>>, always: bool) -> Option<Stored> {
+    fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Stored> {
         let table = &mut self.tables[usize::from(id.table)];
         let item = &mut table.items[id.index as usize];
         let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention) else { return None };

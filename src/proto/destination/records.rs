@@ -2,6 +2,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
+use super::super::ValueBytes;
 use super::super::index::{OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
@@ -27,6 +28,8 @@ pub(super) struct LocalTable {
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Records {
     entries: Vec<(Opcode, Record)>,
+    /// The records' values, at the same places, or nothing if the application keeps them itself.
+    values: Vec<ValueBytes>,
     index: OpcodeIndex,
 }
 
@@ -42,7 +45,6 @@ pub(super) struct Record {
     pub(super) applied_on: u32,
     /// The newest attach whose source named the item.
     pub(super) confirmed_on: u32,
-    pub(super) value: Box<[u8]>,
 }
 
 /// An ack that the application has put off.
@@ -81,18 +83,20 @@ pub(super) struct Received<'a> {
 
 impl Records {
     pub(super) fn new() -> Records {
-        Records { entries: Vec::new(), index: OpcodeIndex::new() }
+        Records { entries: Vec::new(), values: Vec::new(), index: OpcodeIndex::new() }
     }
 
-    /// Makes room for so many records in all, if there is memory for it.
-    pub(super) fn reserve(&mut self, records: usize) {
-        if self.entries.try_reserve(records.saturating_sub(self.entries.len())).is_ok() {
+    /// Makes room for so many records in all, if there is memory for it, and for their values if these are kept.
+    pub(super) fn reserve(&mut self, records: usize, keep_values: bool) {
+        let more = records.saturating_sub(self.entries.len());
+        if self.entries.try_reserve(more).is_ok() && (!keep_values || self.values.try_reserve(more).is_ok()) {
             self.index.reserve(records);
         }
     }
 
+    /// The place of a record, until one is taken in or removed.
     #[inline]
-    fn find(&self, opcode: &Opcode) -> Option<usize> {
+    pub(super) fn find(&self, opcode: &Opcode) -> Option<usize> {
         let is_it = |place: u32| self.entries[place as usize].0 == *opcode;
         self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
     }
@@ -129,8 +133,31 @@ impl Records {
     /// Fetches the ends of the record's value.
     #[inline]
     pub(super) fn touch_value(&self, place: u32) -> u64 {
-        let value = &self.entries[place as usize].1.value;
+        let value = self.value(place as usize);
         u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
+    }
+
+    /// The record at a place.
+    #[inline]
+    pub(super) fn at_mut(&mut self, place: usize) -> &mut Record {
+        &mut self.entries[place].1
+    }
+
+    /// The value at a place; empty unless values are kept.
+    #[inline]
+    pub(super) fn value(&self, place: usize) -> &[u8] {
+        self.values.get(place).map_or(&[], |value| value)
+    }
+
+    /// Replaces the value at a place where one is kept.
+    #[inline]
+    pub(super) fn set_value(&mut self, place: usize, value: &[u8]) {
+        let kept = &mut self.values[place];
+        if kept.len() == value.len() {
+            kept.copy_from_slice(value);
+        } else {
+            *kept = ValueBytes::from_slice(value);
+        }
     }
 
     #[inline]
@@ -143,11 +170,12 @@ impl Records {
         self.find(opcode).map(|place| &mut self.entries[place].1)
     }
 
-    /// Takes in a record that is not here yet.
-    pub(super) fn insert(&mut self, opcode: Opcode, record: Record) {
+    /// Takes in a record that is not here yet, with its value or without: all of one or all of the other kind.
+    pub(super) fn insert(&mut self, opcode: Opcode, record: Record, value: Option<&[u8]>) {
         let place = u32::try_from(self.entries.len()).expect("memory ends before 2^32 items");
         self.index.insert(self.index.hash(&opcode), place);
         self.entries.push((opcode, record));
+        self.values.extend(value.map(ValueBytes::from_slice));
     }
 
     pub(super) fn remove(&mut self, opcode: &Opcode) -> Option<Record> {
@@ -169,8 +197,8 @@ impl Records {
         before - self.entries.len()
     }
 
-    pub(super) fn iter(&self) -> std::slice::Iter<'_, (Opcode, Record)> {
-        self.entries.iter()
+    pub(super) fn as_slice(&self) -> &[(Opcode, Record)] {
+        &self.entries
     }
 
     /// The last record takes the place of the one that goes.
@@ -179,6 +207,9 @@ impl Records {
         let last = self.entries.len() - 1;
         if place < last {
             self.index.replace(self.index.hash(&self.entries[last].0), last as u32, place as u32);
+        }
+        if !self.values.is_empty() {
+            self.values.swap_remove(place);
         }
         self.entries.swap_remove(place).1
     }
@@ -266,14 +297,15 @@ mod hash {
     impl Hash for LocalTable {
         fn hash<H: Hasher>(&self, state: &mut H) {
             (&self.name, self.synced).hash(state);
-            hash_sorted(self.records.iter().map(|(opcode, record)| (opcode, record)), state);
+            let records = self.records.as_slice().iter().enumerate();
+            hash_sorted(records.map(|(at, (opcode, record))| (opcode, (record, self.records.value(at)))), state);
             hash_sorted(self.owed.iter(), state);
             self.told_gone.iter().collect::<std::collections::BTreeSet<_>>().hash(state);
         }
     }
 
-    fn hash_sorted<'a, V: Hash + 'a>(
-        entries: impl Iterator<Item = (&'a Opcode, &'a V)>,
+    fn hash_sorted<'a, V: Hash>(
+        entries: impl Iterator<Item = (&'a Opcode, V)>,
         state: &mut impl Hasher,
     ) {
         let mut entries: Vec<_> = entries.collect();

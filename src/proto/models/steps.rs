@@ -244,7 +244,7 @@ impl World {
                     (None, Some(enumerator)) => Some(EnumeratedItems::NotStarted(enumerator.clone())),
                     _ => None,
                 };
-                let named = |(key, version)| (opcode(key), Value::Data(Box::new([version])));
+                let named = |(key, version)| (opcode(key), Value::Data([version][..].into()));
                 let entries = |world: &World| world.source().entries(session).count();
                 let before = entries(self);
                 let drawn = Drawn { items: item.map(named).into_iter().collect(), rest };

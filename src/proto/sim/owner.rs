@@ -274,7 +274,7 @@ impl Owner {
                 let value = version.to_ne_bytes();
                 // Every other one in a buffer that the store keeps.
                 let mut set = || {
-                    let buffer = OtherValue::Buffer(RefCell::new(Box::from(value)));
+                    let buffer = OtherValue::Buffer(RefCell::new(value[..].into()));
                     let value = match version % 2 {
                         0 => NewValue::Data(&value),
                         _ => NewValue::Other(&buffer),

@@ -1,6 +1,7 @@
 //! What the application must be asked for before it can be sent: snapshots of the data that pointers lead to, and the items
 //! of enumerations. It is asked with no lock held, so that much may have changed when it has answered.
 
+use super::super::ValueBytes;
 use super::super::cache::{EntryId, EntryKind};
 use super::super::store::{Item, TableId, Value};
 use super::{Outgoing, SessionId, SourceCore};
@@ -147,7 +148,7 @@ impl Drawn {
             let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
             let (opcode, value) = item?;
             let value = match check(&opcode, &value) {
-                Ok(()) => Value::Data(value.into_boxed_slice()),
+                Ok(()) => Value::Data(ValueBytes::from_slice(&value)),
                 Err(why) => Value::Pointer(Pointer::to_nothing(why)),
             };
             drawn.push((opcode, value));

@@ -1,8 +1,8 @@
 //! Values that are written where they stay.
 //!
 //! The value is written into a buffer of exactly its length, with no lock held. Then that buffer becomes the item's value in
-//! the store, and what the item held before becomes the thread's buffer for the next time. So the store copies nothing, and
-//! allocates nothing while values keep their length. Each destination's ring gets its copy from the store, as of any value.
+//! the store, and what the item held before becomes the thread's buffer for the next time. So the store allocates nothing while
+//! values keep their length, and copies nothing but what is so short that it lies in the item itself. Each destination's ring gets its copy from the store, as of any value.
 //!
 //! Why not straight into the ring: there is one ring per destination, a full one takes nothing, and a resend needs the value
 //! once more. So it would have to be copied back out of the ring, and whoever writes it would do so under the lock.
@@ -10,8 +10,11 @@
 use std::cell::{Cell, RefCell};
 use std::error::Error;
 
+use smallvec::smallvec;
+
 use super::{Sent, SetError, Table};
 use crate::opcode::ToOpcode;
+use crate::proto::ValueBytes;
 use crate::proto::store::{NewValue, OtherValue};
 
 impl Table {
@@ -60,15 +63,19 @@ impl Table {
 }
 
 thread_local! {
-    /// What the last value that was replaced was kept in.
-    static BUFFER: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    /// What the last long value that was replaced was kept in.
+    static BUFFER: Cell<Option<ValueBytes>> = const { Cell::new(None) };
 }
 
 /// A thread keeps no larger buffer.
 const LONGEST_KEPT: usize = 64 * 1024;
 
 /// A buffer of so many zero bytes: none of an earlier value's bytes, which may be of another table, get into this one.
-fn take_buffer(len: usize) -> Box<[u8]> {
+#[inline]
+fn take_buffer(len: usize) -> ValueBytes {
+    if len <= ValueBytes::new().inline_size() {
+        return smallvec![0; len];
+    }
     // It is taken out, so that `write` may set values itself. At the end of a thread there is none.
     let kept = BUFFER.try_with(Cell::take).ok().flatten();
     match kept {
@@ -76,12 +83,12 @@ fn take_buffer(len: usize) -> Box<[u8]> {
             kept.fill(0);
             kept
         }
-        _ => vec![0; len].into_boxed_slice(),
+        _ => smallvec![0; len],
     }
 }
 
-fn keep_buffer(buffer: Box<[u8]>) {
-    if (1..=LONGEST_KEPT).contains(&buffer.len()) {
+fn keep_buffer(buffer: ValueBytes) {
+    if buffer.spilled() && buffer.len() <= LONGEST_KEPT {
         // At the end of a thread nothing is kept.
         let _ended = BUFFER.try_with(|kept| kept.set(Some(buffer)));
     }
