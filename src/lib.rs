@@ -70,6 +70,7 @@ pub mod fuzz;
 mod link;
 mod monitor;
 mod opcode;
+mod prefetch;
 mod proto;
 mod region;
 mod replica;

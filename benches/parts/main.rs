@@ -7,6 +7,9 @@
 #[path = "../../src/opcode.rs"]
 mod opcode;
 #[allow(dead_code, unused, unreachable_pub)]
+#[path = "../../src/prefetch.rs"]
+mod prefetch;
+
 #[path = "../../src/proto/mod.rs"]
 mod proto;
 #[allow(dead_code, unused, unreachable_pub)]

@@ -109,13 +109,13 @@ impl World<'_> {
             10 => self.sweep(saw),
             11 => {
                 let record = self.choices.bytes(40);
-                self.core.touch([record].into_iter());
+                self.core.prefetch([record].into_iter());
                 self.receive(record, saw);
             }
             12 => self.receive_table(saw),
             _ => {
                 let record = self.record();
-                self.core.touch([&record[..]].into_iter());
+                self.core.prefetch([&record[..]].into_iter());
                 self.receive(&record, saw);
             }
         }

@@ -105,7 +105,7 @@ impl<P: Platform> IncomingLink<P> {
         }
         while consumed < most && !core.is_congested() && self.read_batch(most - consumed)? > 0 {
             if self.batch.len() > 1 {
-                core.touch(self.batch.iter().map(|record| &self.scratch[record.clone()]));
+                core.prefetch(self.batch.iter().map(|record| &self.scratch[record.clone()]));
             }
             for at in 0..self.batch.len() {
                 let record = &self.scratch[self.batch[at].clone()];

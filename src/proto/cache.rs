@@ -27,6 +27,7 @@ use std::collections::VecDeque;
 
 use super::ProtocolError;
 use super::store::{ItemId, TableId};
+use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
 
@@ -130,6 +131,14 @@ impl SyncCache {
             EntryKind::Item(_) => CacheEntry::default(),
             EntryKind::TableName => table.name,
             EntryKind::TableEnd => table.end,
+        }
+    }
+
+    /// Has an item's entry brought near.
+    #[inline]
+    pub(crate) fn prefetch(&self, id: EntryId) {
+        if let Some(entry) = self.tables[usize::from(id.table)].items.get(id.index as usize) {
+            prefetch(entry);
         }
     }
 

@@ -230,9 +230,9 @@ impl DestinationCore {
         Ok(())
     }
 
-    /// Looks at what these records will need, all at the same time, so that handling them does not wait for memory one after the
-    /// other. Changes nothing.
-    pub(crate) fn touch<'a>(&self, records: impl Iterator<Item = &'a [u8]>) {
+    /// Has what these records will need brought near, all at the same time, so that handling them does not wait for memory one
+    /// after the other.
+    pub(crate) fn prefetch<'a>(&self, records: impl Iterator<Item = &'a [u8]>) {
         let Some(link) = &self.link else { return };
         if self.stats.items < records::FAR_RECORDS as u64 {
             return;
@@ -245,26 +245,15 @@ impl DestinationCore {
                 continue;
             };
             let Some(&Some(table)) = link.tables.get(usize::from(table)) else { continue };
-            if let Some(hash) = self.tables[table].records.hash_if_far(opcode) {
-                hashes.push((table, hash));
+            let records = &self.tables[table].records;
+            if let Some(hash) = records.hash_if_far(opcode) {
+                records.prefetch_index(hash);
+                hashes.push((records, hash));
             }
         }
-        if hashes.is_empty() {
-            return;
+        for (records, hash) in hashes {
+            records.prefetch(hash);
         }
-        let mut seen = 0;
-        for &(table, hash) in &hashes {
-            seen ^= self.tables[table].records.touch_index(hash);
-        }
-        let place = |&(table, hash): &(usize, _)| Some((table, self.tables[table].records.likely(hash)?));
-        let places: SmallVec<[(usize, u32); 16]> = hashes.iter().filter_map(place).collect();
-        for &(table, place) in &places {
-            seen ^= self.tables[table].records.touch(place);
-        }
-        for &(table, place) in &places {
-            seen ^= self.tables[table].records.touch_value(place);
-        }
-        std::hint::black_box(seen);
     }
 
     /// S5, later: the application has applied a change whose ack it had put off. Answers whether that ack was owed: it is

@@ -15,6 +15,7 @@ use std::hash::BuildHasher;
 use hashbrown::DefaultHashBuilder;
 
 use crate::opcode::Opcode;
+use crate::prefetch::prefetch;
 
 #[derive(Debug, Clone)]
 pub(super) struct OpcodeIndex {
@@ -74,12 +75,14 @@ impl OpcodeIndex {
         }
     }
 
-    /// Fetches what a look-up sees first. A caller that has many look-ups to do calls this for all of them, in a loop of nothing
-    /// else, before it looks anything up: then it waits for memory once.
+    /// Has brought near what a look-up sees first. A caller that has many look-ups to do calls this for all of them before it
+    /// looks anything up: then it waits for memory once.
     #[inline]
-    pub(super) fn touch(&self, hash: OpcodeHash) -> u64 {
+    pub(super) fn prefetch(&self, hash: OpcodeHash) {
         let mask = self.slots.len().wrapping_sub(1);
-        self.slots.get(hash.0 as usize & mask).copied().unwrap_or(0)
+        if let Some(slot) = self.slots.get(hash.0 as usize & mask) {
+            prefetch(slot);
+        }
     }
 
     /// The place that a look-up finds, unless two opcodes have the same hash.

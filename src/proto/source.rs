@@ -162,23 +162,14 @@ impl SourceCore {
         stored
     }
 
-    /// Looks at what setting these will need, all at the same time, so that setting them does not wait for memory one after the
-    /// other. Changes nothing.
-    pub(crate) fn touch_all<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {
-        let items = self.store.likely(table, opcodes);
-        let mut seen = 0;
-        for &id in &items {
-            // An item can lie across two cache lines.
-            let Item { opcode, change, .. } = self.store.item(id);
-            seen ^= opcode.as_bytes().len() as u64 ^ change.value();
+    /// Has what setting these will need brought near, all at the same time, so that setting them does not wait for memory one
+    /// after the other.
+    pub(crate) fn prefetch<'a>(&self, table: TableId, opcodes: impl Iterator<Item = &'a Opcode>) {
+        self.store.prefetch(table, opcodes, |item| {
             for session in self.sessions.iter().flatten() {
-                seen ^= session.cache.entry(EntryId::item(id)).change().value();
+                session.cache.prefetch(EntryId::item(item));
             }
-        }
-        for &id in &items {
-            seen ^= self.store.touch_value(id);
-        }
-        std::hint::black_box(seen);
+        });
     }
 
     /// S3 for the data that a pointer leads to: it has changed, and the entry gets a new number. `None` if the item is no

@@ -21,6 +21,7 @@ use smallvec::SmallVec;
 use super::ValueBytes;
 use super::index::OpcodeIndex;
 use crate::opcode::Opcode;
+use crate::prefetch::prefetch;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::snapshot::Pointer;
@@ -220,29 +221,29 @@ impl Store {
         Some(Stored::Updated(id))
     }
 
-    /// Where the items of these opcodes lie, most likely; the memory of the index is waited for once. Nothing if there are so
-    /// few items that they are near in any case.
+    /// Has the items of these opcodes brought near, as far as they are found, and tells of each. Nothing if there are so few
+    /// items that they are near in any case.
     #[inline]
-    pub(super) fn likely<'a>(
+    pub(super) fn prefetch<'a>(
         &self,
         table: TableId,
         opcodes: impl Iterator<Item = &'a Opcode>,
-    ) -> SmallVec<[ItemId; 32]> {
+        mut found: impl FnMut(ItemId),
+    ) {
         let stored = &self.tables[usize::from(table)];
         if stored.items.len() < FAR_ITEMS {
-            return SmallVec::new();
+            return;
         }
-        let hashes: SmallVec<[_; 32]> = opcodes.map(|opcode| stored.index.hash(opcode)).collect();
-        std::hint::black_box(hashes.iter().fold(0, |seen, hash| seen ^ stored.index.touch(*hash)));
-        let places = hashes.iter().filter_map(|hash| stored.index.likely(*hash));
-        places.map(|index| ItemId { table, index }).collect()
-    }
-
-    /// Fetches the ends of an item's value.
-    #[inline]
-    pub(crate) fn touch_value(&self, id: ItemId) -> u64 {
-        let Value::Data(value) = &self.item(id).value else { return 0 };
-        u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
+        let hash = |opcode| {
+            let hash = stored.index.hash(opcode);
+            stored.index.prefetch(hash);
+            hash
+        };
+        let hashes: SmallVec<[_; 32]> = opcodes.map(hash).collect();
+        for index in hashes.iter().filter_map(|hash| stored.index.likely(*hash)) {
+            prefetch(&stored.items[index as usize]);
+            found(ItemId { table, index });
+        }
     }
 
     /// As [`Store::set`], of an item that is at `index`, if there is one. Data that is not in a buffer is other data for sure.

@@ -44,6 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use crate::prefetch::{LINE_BYTES, prefetch_line};
 use crate::sys::fork::{Creator, OwnFd};
 use crate::sys::memfd;
 #[cfg(feature = "named-region")]
@@ -303,6 +304,14 @@ impl PeerRegion {
         // Relaxed: all that read-only memory allows. ThreadSanitizer does not know the fence that completes it: only for that
         // an Acquire load stands in for both.
         word.load(if cfg!(shmirror_tsan) { Ordering::Acquire } else { Ordering::Relaxed })
+    }
+
+    /// Has two cache lines of the data from `offset` brought near.
+    #[inline]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        let at: *const u8 = self.map.data(offset, 0);
+        prefetch_line(at);
+        prefetch_line(at.wrapping_add(LINE_BYTES));
     }
 
     /// Copies out of the data: any bytes at all, if the peer misbehaves.

@@ -135,4 +135,9 @@ impl ConsumerMemory for ConsumerMapping {
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
         self.peer.copy_out(offset, into);
     }
+
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        self.peer.prefetch(offset);
+    }
 }

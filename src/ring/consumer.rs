@@ -204,9 +204,14 @@ impl<M: ConsumerMemory> Consumer<M> {
         let found = self.memory.load_peer(Word::Cursor);
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
         self.memory.fence(Acquire);
+        if found == self.position {
+            // Whoever looks again finds the record at hand with the tail, and does not wait for the one after the other.
+            self.memory.prefetch(self.geometry.offset(found));
+            return Ok(());
+        }
 
         // Nothing is begun anew for the sake of a tail that is none.
-        if found != self.position && is_aligned(found) {
+        if is_aligned(found) {
             // Relaxed: not older than the tail, by the fence above. Its partner is the store in
             // `Producer::begin_anew_if_drained`, before that of the tail.
             let start = self.memory.load_peer(Word::Start);

@@ -71,4 +71,11 @@ pub(crate) trait ConsumerMemory: Memory {
     /// equal it when `into` is empty. If the producer breaks the rules and writes meanwhile, the bytes are
     /// arbitrary but the call is sound.
     fn copy_out(&self, offset: usize, into: &mut [u8]);
+
+    /// Has what will be written at `offset`, below the capacity, fetched from the producer as soon as it is: a short record's
+    /// worth. A hint.
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        let _ = offset;
+    }
 }

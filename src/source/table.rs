@@ -196,7 +196,7 @@ impl Table {
     fn set_batch<V: AsRef<[u8]>>(&self, batch: Vec<(Opcode, V)>) -> Result<Sent, SetError> {
         let mut changed = Vec::with_capacity(batch.len());
         let mut state = self.lock()?;
-        state.core.touch_all(self.id, batch.iter().map(|(opcode, _)| opcode));
+        state.core.prefetch(self.id, batch.iter().map(|(opcode, _)| opcode));
         for (opcode, value) in &batch {
             let value = NewValue::Data(value.as_ref());
             match self.handle.shared.set(&mut state, self.id, opcode, value) {

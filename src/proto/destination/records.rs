@@ -7,6 +7,7 @@ use super::super::index::{OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::opcode::Opcode;
+use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
 
 #[derive(Debug)]
@@ -110,31 +111,20 @@ impl Records {
         Some(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
     }
 
-    /// Fetches what a look-up with this hash sees first.
+    /// Has brought near what a look-up with this hash sees first.
     #[inline]
-    pub(super) fn touch_index(&self, hash: OpcodeHash) -> u64 {
-        self.index.touch(hash)
+    pub(super) fn prefetch_index(&self, hash: OpcodeHash) {
+        self.index.prefetch(hash);
     }
 
-    /// Where the record with this hash lies, most likely.
+    /// Has the record with this hash brought near, and its value.
     #[inline]
-    pub(super) fn likely(&self, hash: OpcodeHash) -> Option<u32> {
-        self.index.likely(hash)
-    }
-
-    /// Fetches the record.
-    #[inline]
-    pub(super) fn touch(&self, place: u32) -> u64 {
-        // A record can lie across two cache lines.
-        let (opcode, record) = &self.entries[place as usize];
-        opcode.as_bytes().len() as u64 ^ record.change.value()
-    }
-
-    /// Fetches the ends of the record's value.
-    #[inline]
-    pub(super) fn touch_value(&self, place: u32) -> u64 {
-        let value = self.value(place as usize);
-        u64::from(value.first().copied().unwrap_or(0) ^ value.last().copied().unwrap_or(0))
+    pub(super) fn prefetch(&self, hash: OpcodeHash) {
+        let Some(place) = self.index.likely(hash) else { return };
+        prefetch(&self.entries[place as usize]);
+        if let Some(value) = self.values.get(place as usize) {
+            prefetch(value);
+        }
     }
 
     /// The record at a place.

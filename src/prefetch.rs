@@ -1,0 +1,38 @@
+//! Telling the processor what will be needed, so that it is fetched while something else is done.
+//!
+//! A hint: nothing is read, and nothing waits for it.
+#![allow(unsafe_code)]
+
+/// Bytes that the processor fetches together.
+pub(crate) const LINE_BYTES: usize = 64;
+
+/// Has a value brought near, all of it.
+#[inline(always)]
+pub(crate) fn prefetch<T>(value: &T) {
+    let start = std::ptr::from_ref(value).cast::<u8>();
+    let end = start.wrapping_add(size_of::<T>().saturating_sub(1));
+    let mut at = start;
+    while at < end {
+        prefetch_line(at);
+        at = at.wrapping_add(LINE_BYTES);
+    }
+    prefetch_line(end);
+}
+
+/// Has the cache line of an address brought near, if there is memory at all.
+#[inline(always)]
+pub(crate) fn prefetch_line(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch accesses nothing, whatever the address is.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch accesses nothing, whatever the address is.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _: *const u8 = at;
+}
