@@ -78,7 +78,7 @@ impl<M: ConsumerMemory> Consumer<M> {
 
     /// As [`try_read`](Self::try_read), but leaves the first `start` bytes of `scratch` as they are, and returns where the
     /// record lies: for a caller that reads several before it looks at them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_read_behind(
         &mut self,
         scratch: &mut Vec<u8>,
@@ -99,14 +99,16 @@ impl<M: ConsumerMemory> Consumer<M> {
         }
 
         let len = header.length as usize;
-        let end = start + len;
-        if scratch.len() < end {
-            scratch.resize(end, 0);
+        // Whole words, so with what fills the last of them: fewer cases.
+        let words = record_bytes(len) - HEADER_BYTES;
+        let words_end = start + words as usize;
+        if scratch.len() < words_end {
+            scratch.resize(words_end, 0);
         }
-        let payload = &mut scratch[start..end];
-        self.memory.copy_out(self.geometry.offset(self.position) + HEADER_BYTES as usize, payload);
-        self.position = self.position.wrapping_add(record_bytes(len));
-        Ok(Some(start..end))
+        let from = self.geometry.offset(self.position) + HEADER_BYTES as usize;
+        self.memory.copy_out(from, &mut scratch[start..words_end]);
+        self.position = self.position.wrapping_add(HEADER_BYTES + words);
+        Ok(Some(start..start + len))
     }
 
     /// Gives back the room of all that was read, with one store; returns whether there was anything.

@@ -25,7 +25,7 @@ pub(crate) const fn max_payload_bytes(capacity_bytes: u64) -> usize {
 /// 8.
 #[inline]
 pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
-    HEADER_BYTES + (payload_bytes as u64).next_multiple_of(RECORD_ALIGNMENT)
+    (HEADER_BYTES + payload_bytes as u64 + (RECORD_ALIGNMENT - 1)) & !(RECORD_ALIGNMENT - 1)
 }
 
 /// Behind so many bytes the producer looks whether the ring is empty and can begin anew: half of what the nearest cache of a
