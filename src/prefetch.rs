@@ -10,13 +10,15 @@ pub(crate) const LINE_BYTES: usize = 64;
 #[inline(always)]
 pub(crate) fn prefetch<T>(value: &T) {
     let start = std::ptr::from_ref(value).cast::<u8>();
-    let end = start.wrapping_add(size_of::<T>().saturating_sub(1));
-    let mut at = start;
-    while at < end {
-        prefetch_line(at);
-        at = at.wrapping_add(LINE_BYTES);
+    let mut ahead = 0;
+    while ahead < size_of::<T>() {
+        prefetch_line(start.wrapping_add(ahead));
+        ahead += LINE_BYTES;
     }
-    prefetch_line(end);
+    // It may end in one line more, unless it is so aligned that it never lies across two.
+    if size_of::<T>() > align_of::<T>() {
+        prefetch_line(start.wrapping_add(size_of::<T>() - 1));
+    }
 }
 
 /// Has the cache line of an address brought near, if there is memory at all.

@@ -145,6 +145,9 @@ impl Records {
         let kept = &mut self.values[place];
         if kept.len() == value.len() {
             kept.copy_from_slice(value);
+        } else if value.len() <= kept.inline_size() && !kept.spilled() {
+            kept.clear();
+            kept.extend_from_slice(value);
         } else {
             *kept = ValueBytes::from_slice(value);
         }
@@ -165,7 +168,10 @@ impl Records {
         let place = u32::try_from(self.entries.len()).expect("memory ends before 2^32 items");
         self.index.insert(self.index.hash(&opcode), place);
         self.entries.push((opcode, record));
-        self.values.extend(value.map(ValueBytes::from_slice));
+        let Some(value) = value else { return };
+        // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
+        self.values.push(ValueBytes::new());
+        self.set_value(place as usize, value);
     }
 
     pub(super) fn remove(&mut self, opcode: &Opcode) -> Option<Record> {
