@@ -15,7 +15,7 @@
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/prefetch.rs"]
 mod prefetch;
-
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/region/mod.rs"]
 mod region;
 #[allow(dead_code, unused, unreachable_pub)]

@@ -9,7 +9,7 @@ mod opcode;
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/prefetch.rs"]
 mod prefetch;
-
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/proto/mod.rs"]
 mod proto;
 #[allow(dead_code, unused, unreachable_pub)]

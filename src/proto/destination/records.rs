@@ -294,16 +294,16 @@ mod hash {
         fn hash<H: Hasher>(&self, state: &mut H) {
             (&self.name, self.synced).hash(state);
             let records = self.records.as_slice().iter().enumerate();
-            hash_sorted(records.map(|(at, (opcode, record))| (opcode, (record, self.records.value(at)))), state);
+            hash_sorted(
+                records.map(|(at, (opcode, record))| (opcode, (record, self.records.value(at)))),
+                state,
+            );
             hash_sorted(self.owed.iter(), state);
             self.told_gone.iter().collect::<std::collections::BTreeSet<_>>().hash(state);
         }
     }
 
-    fn hash_sorted<'a, V: Hash>(
-        entries: impl Iterator<Item = (&'a Opcode, V)>,
-        state: &mut impl Hasher,
-    ) {
+    fn hash_sorted<'a, V: Hash>(entries: impl Iterator<Item = (&'a Opcode, V)>, state: &mut impl Hasher) {
         let mut entries: Vec<_> = entries.collect();
         entries.sort_unstable_by_key(|(opcode, _)| *opcode);
         entries.hash(state);
