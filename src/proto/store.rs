@@ -192,6 +192,7 @@ impl Store {
             && let item = &mut table.items[index as usize]
             && let (Value::Data(old), NewValue::Data(new)) = (&mut item.value, value)
             && matches!(table.retention, Retention::Newest)
+            && let old = &mut old[..]
             && old.len() == new.len()
         {
             if !always && is_same(old, new) {

@@ -143,8 +143,9 @@ impl Records {
     #[inline]
     pub(super) fn set_value(&mut self, place: usize, value: &[u8]) {
         let kept = &mut self.values[place];
-        if kept.len() == value.len() {
-            kept.copy_from_slice(value);
+        let bytes = &mut kept[..];
+        if bytes.len() == value.len() {
+            bytes.copy_from_slice(value);
         } else if value.len() <= kept.inline_size() && !kept.spilled() {
             kept.clear();
             kept.extend_from_slice(value);

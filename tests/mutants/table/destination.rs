@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
                 }",
             ),
             (
-                "record.change = change; record.applied_on = self.attach; «» if record.value.len()",
+                "record.change = change; record.applied_on = self.attach; «» if self.keep_values {",
                 "record.confirmed_on = self.attach;",
             ),
         ],
@@ -178,7 +178,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "a change whose ack is deferred is handed over again",
         file: "proto/destination.rs",
         edits: &[(
-            "Some(record) => { «record.change = change;» record.applied_on = self.attach;",
+            "Some(place)) => { «record.change = change;» record.applied_on = self.attach;",
             "if !deferred.get() { record.change = change; }",
         )],
     },
