@@ -310,3 +310,33 @@ mod hash {
         entries.hash(state);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::opcode::ToOpcode;
+
+    #[test]
+    fn values_of_all_lengths_take_each_others_place() {
+        let lengths = [0, 1, 63, 64, 65, 300];
+        let value = |len: usize, of: u8| vec![of; len];
+        for (before, after) in lengths.iter().flat_map(|before| lengths.map(|after| (*before, after))) {
+            let mut records = Records::new();
+            for (key, len) in [(1u32, before), (2, 7), (3, before)] {
+                let record = Record { change: ChangeNumber::NONE, applied_on: 1, confirmed_on: 1 };
+                records.insert(key.to_opcode().unwrap(), record, Some(&value(len, key as u8)));
+            }
+            records.set_value(0, &value(after, 9));
+            let found: Vec<_> = (0..3).map(|place| records.value(place).to_vec()).collect();
+            assert_eq!(
+                found,
+                [value(after, 9), value(7, 2), value(before, 3)],
+                "{before} bytes, then {after}"
+            );
+            // The last takes the place of the one that goes, with its value.
+            records.remove(&1u32.to_opcode().unwrap());
+            let place = records.find(&3u32.to_opcode().unwrap()).unwrap();
+            assert_eq!(records.value(place), value(before, 3));
+        }
+    }
+}
