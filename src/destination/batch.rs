@@ -51,7 +51,8 @@ enum What {
 
 impl Batch {
     /// An empty batch over this buffer: it is full when the records in it, of 24 bytes, opcode and value each, fill the buffer's
-    /// capacity. A record that is longer than what is left, of 256 MiB at most, is still taken in, and the buffer grows for it.
+    /// capacity. A record that is longer than what is left, of 256 MiB at most, is still taken in, and the buffer grows for it,
+    /// or for the up to 7 bytes behind a last one that fits exactly: records are copied in words of 8.
     pub fn new(buffer: Vec<u8>) -> Batch {
         Batch { full_at: buffer.capacity(), bytes: buffer, ..Batch::default() }
     }

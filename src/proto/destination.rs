@@ -418,22 +418,18 @@ impl DestinationCore {
         let opcode = Opcode::from_checked(received.opcode);
         let mut replaced = false;
         let place = records.find(&opcode);
-        let record = match place {
-            Some(place) => {
-                let record = records.at_mut(place);
-                record.confirmed_on = self.attach;
-                if record.applied_on >= self.epoch_began {
-                    if record.change >= change {
-                        self.stats.duplicates += 1;
-                        return received.is_settled(owed.get_mut(&opcode), self.attach);
-                    }
-                    let was_told = !told_gone.is_empty() && told_gone.contains(&opcode);
-                    replaced = record.change < created && !was_told;
+        if let Some(place) = place {
+            let record = records.at_mut(place);
+            record.confirmed_on = self.attach;
+            if record.applied_on >= self.epoch_began {
+                if record.change >= change {
+                    self.stats.duplicates += 1;
+                    return received.is_settled(owed.get_mut(&opcode), self.attach);
                 }
-                Some(record)
+                let was_told = !told_gone.is_empty() && told_gone.contains(&opcode);
+                replaced = record.change < created && !was_told;
             }
-            None => None,
-        };
+        }
         let deferred = Cell::new(false);
         let epoch = self.epoch.filter(|_| !self.keep_values);
         let ack = AckSlot::new(&deferred, epoch, at, change);
@@ -443,22 +439,23 @@ impl DestinationCore {
         }
         self.stats.applied += 1;
         let was_told = !told_gone.is_empty() && told_gone.remove(&opcode);
-        let before = record.as_ref().map(|record| record.before(was_told));
         let superseded = if owed.is_empty() { None } else { owed.remove(&opcode) };
         self.stats.owed -= u64::from(superseded.is_some());
         if deferred.get() {
             self.stats.owed += 1;
+            let before = place.map(|place| records.at_mut(place).before(was_told));
             owed.insert(opcode.clone(), received.owed(before, false, self.attach));
         }
-        match (record, place) {
-            (Some(record), Some(place)) => {
+        match place {
+            Some(place) => {
+                let record = records.at_mut(place);
                 record.change = change;
                 record.applied_on = self.attach;
                 if self.keep_values {
                     records.set_value(place, value);
                 }
             }
-            _ => {
+            None => {
                 let record = Record { change, applied_on: self.attach, confirmed_on: self.attach };
                 self.stats.items += 1;
                 records.insert(opcode, record, self.keep_values.then_some(value));

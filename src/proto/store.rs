@@ -102,8 +102,8 @@ pub(crate) enum NewValue<'a> {
 #[derive(Debug)]
 pub(crate) enum OtherValue<'a> {
     Pointer(&'a Pointer),
-    /// Data that stays where it is, and none of which is copied. Once it is set, the buffer has the data that the item had
-    /// before, or nothing.
+    /// Data that stays where it is, none of which is copied but what is so short that it lies in the item. Once it is set, the
+    /// buffer has the data that the item had before, or nothing.
     Buffer(RefCell<ValueBytes>),
 }
 
@@ -524,6 +524,27 @@ mod tests {
                 let stored = store.set(table, &key, NewValue::Data(&value), false);
                 assert!(matches!(stored, Stored::Updated(_)), "byte {at} of {len}: {stored:?}");
                 assert_eq!(store.set(table, &key, NewValue::Data(&value), false), Stored::Unchanged);
+            }
+        }
+    }
+
+    #[test]
+    fn values_of_all_lengths_take_each_others_place() {
+        let lengths = [0, 1, 63, 64, 65, 300];
+        for (before, after) in lengths.iter().flat_map(|before| lengths.map(|after| (*before, after))) {
+            let (mut store, table) = store();
+            let key = 1u32.to_opcode().unwrap();
+            for in_buffer in [false, true, true] {
+                store.set(table, &key, NewValue::Data(&vec![1; before]), false);
+                let value = vec![2; after];
+                let buffer = OtherValue::Buffer(RefCell::new(value[..].into()));
+                let new = if in_buffer { NewValue::Other(&buffer) } else { NewValue::Data(&value) };
+                store.set(table, &key, new, true);
+                let Value::Data(found) = &store.find(table, &key).unwrap().value else { panic!("no data") };
+                assert_eq!(found[..], value, "{before} bytes, then {after}, in a buffer: {in_buffer}");
+                if let (true, OtherValue::Buffer(buffer)) = (in_buffer, buffer) {
+                    assert_eq!(buffer.into_inner()[..], vec![1; before], "the old value is handed back");
+                }
             }
         }
     }

@@ -146,9 +146,11 @@ impl Drawn {
         let mut drawn = Vec::with_capacity(most);
         while drawn.len() < most {
             let Some(item) = items.next() else { return Ok(Drawn { items: drawn, rest: None }) };
-            let (opcode, value) = item?;
+            let (opcode, mut value) = item?;
+            // So that a long one is kept as it is, and a short one goes into its item.
+            value.shrink_to_fit();
             let value = match check(&opcode, &value) {
-                Ok(()) => Value::Data(ValueBytes::from_slice(&value)),
+                Ok(()) => Value::Data(ValueBytes::from_vec(value)),
                 Err(why) => Value::Pointer(Pointer::to_nothing(why)),
             };
             drawn.push((opcode, value));

@@ -2,7 +2,8 @@
 //!
 //! The value is written into a buffer of exactly its length, with no lock held. Then that buffer becomes the item's value in
 //! the store, and what the item held before becomes the thread's buffer for the next time. So the store allocates nothing while
-//! values keep their length, and copies nothing but what is so short that it lies in the item itself. Each destination's ring gets its copy from the store, as of any value.
+//! values keep their length, and copies nothing but what is so short that it lies in the item itself. Each destination's ring gets its copy from
+//! the store, as of any value.
 //!
 //! Why not straight into the ring: there is one ring per destination, a full one takes nothing, and a resend needs the value
 //! once more. So it would have to be copied back out of the ring, and whoever writes it would do so under the lock.
@@ -71,7 +72,6 @@ thread_local! {
 const LONGEST_KEPT: usize = 64 * 1024;
 
 /// A buffer of so many zero bytes: none of an earlier value's bytes, which may be of another table, get into this one.
-#[inline]
 fn take_buffer(len: usize) -> ValueBytes {
     if len <= ValueBytes::new().inline_size() {
         return smallvec![0; len];

@@ -178,7 +178,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "a change whose ack is deferred is handed over again",
         file: "proto/destination.rs",
         edits: &[(
-            "Some(place)) => { «record.change = change;» record.applied_on = self.attach;",
+            "let record = records.at_mut(place); «record.change = change;» record.applied_on = self.attach;",
             "if !deferred.get() { record.change = change; }",
         )],
     },
