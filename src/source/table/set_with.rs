@@ -72,6 +72,7 @@ thread_local! {
 const LONGEST_KEPT: usize = 64 * 1024;
 
 /// A buffer of so many zero bytes: none of an earlier value's bytes, which may be of another table, get into this one.
+#[inline]
 fn take_buffer(len: usize) -> ValueBytes {
     if len <= ValueBytes::new().inline_size() {
         return smallvec![0; len];
