@@ -23,15 +23,21 @@ pub(crate) fn mutant(number: usize) -> bool {
 }
 ";
 
-/// Writes the package and builds its tests; answers the test binary. Mutants have numbers from 1 on.
+/// Where the package is, and what its tests say.
+pub(crate) fn dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants")
+}
+
+/// Writes the package and builds its tests, with the dependencies that are built already; answers the test binary. Mutants have
+/// numbers from 1 on.
 pub(crate) fn build(mutants: &[&Mutant]) -> PathBuf {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let package = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mutants");
+    let package = dir();
     write(project, &package, mutants);
     let output = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["test", "--lib", "--no-run", "--offline", "--message-format=json-render-diagnostics"])
         .arg("--target-dir")
-        .arg(package.join("target"))
+        .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target directory"))
         .current_dir(&package)
         .output()
         .expect("cargo runs");

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use super::package;
+
 /// Seeds that the simulation tries. What is not found within these is not found often enough. With as many as it takes by
 /// itself it would also ask whether each hazard occurred, which is no way to catch a fault.
 const SIMULATION_RUNS: u32 = 5000;
@@ -71,7 +73,7 @@ pub(crate) fn run(binary: &Path, mutant: usize, tests: &[String], preemptions: O
 }
 
 pub(crate) fn run_test(binary: &Path, mutant: usize, test: &str, preemptions: Option<&str>) -> Outcome {
-    let log = binary.with_file_name(format!("mutant-{mutant}-{}.log", test.replace("::", "-")));
+    let log = package::dir().join(format!("mutant-{mutant}-{}.log", test.replace("::", "-")));
     let output = File::create(&log).unwrap();
     let child = Command::new(binary)
         .env_remove("LOOM_MAX_PREEMPTIONS")
