@@ -29,9 +29,6 @@ const PROTOCOL_MODELS: &str = "proto::models::";
 const RING_MODELS: &str = "ring::models::";
 const LINK_MODELS: &str = "link::models::";
 
-/// How many preemptions models explore at first.
-const FEW_PREEMPTIONS: &str = "1";
-
 /// Processes at a time.
 const AT_A_TIME: usize = 2;
 
@@ -48,13 +45,12 @@ fn suites(file: &str) -> &'static [&'static str] {
 fn the_simulation_or_a_model_catches_every_mutant() {
     let mutants = table::mutants();
     let suites = [SIMULATION, RING_MODELS, LINK_MODELS].map(|suite| (suite, run::tests(binary(), suite)));
-    // Deeper than that they go with the library itself.
-    let sound = each(&suites, |(_, tests)| run::run(binary(), 0, tests, Some(FEW_PREEMPTIONS)));
+    let sound = each(&suites, |(_, tests)| run::run(binary(), 0, tests, None));
     assert!(sound.iter().all(|outcome| matches!(outcome, Outcome::Survived)), "without a fault: {sound:?}");
     let outcomes = each(&numbers(&mutants), |&mutant| {
         let suites = self::suites(mutants[mutant - 1].file);
         // Most faults take a model few preemptions, and with those it is quick.
-        let rounds = if suites.contains(&LINK_MODELS) { &[Some(FEW_PREEMPTIONS), None][..] } else { &[None] };
+        let rounds = if suites.contains(&LINK_MODELS) { &[Some("1"), None][..] } else { &[None] };
         let mut outcomes = rounds.iter().flat_map(|&preemptions| {
             suites
                 .iter()
