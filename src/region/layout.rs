@@ -91,12 +91,18 @@ pub(super) const fn offset_of(word: Word) -> usize {
     }
 }
 
-/// Whether a header, as it lies in memory, is one of that life, or was not written yet.
+/// Whether a header, as it lies in memory, is one of that life, or what there was of it when its writer was killed. The magic is
+/// written last; what goes before it is there in whatever part.
 #[cfg(feature = "named-region")]
 pub(super) fn is_of(header: &[u8; HEADER_BYTES], identity: u64) -> bool {
     let word = |at: usize| u64::from_ne_bytes(header[at..at + WORD_BYTES].try_into().expect("eight bytes"));
-    let its_own = word(std::mem::offset_of!(RawHeader, identity)) == identity;
-    *header == [0; HEADER_BYTES] || (word(std::mem::offset_of!(RawHeader, magic)) == MAGIC && its_own)
+    let (magic, found) =
+        (word(std::mem::offset_of!(RawHeader, magic)), word(std::mem::offset_of!(RawHeader, identity)));
+    match magic {
+        MAGIC => found == identity,
+        0 => found == identity || found == 0,
+        _ => false,
+    }
 }
 
 /// Whether a ring may be that large.
@@ -167,6 +173,25 @@ const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_powe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(feature = "named-region")]
+    fn header_is_of_a_life_in_whatever_part_it_was_written() {
+        let (life, other) = (0x1122_3344_5566_7788, 0x99);
+        let versioned = u64::from(LAYOUT_VERSION) | u64::from(Kind::Ack as u32) << 32;
+        let bytes = |words: [u64; 4]| words.map(u64::to_ne_bytes).concat().try_into().unwrap();
+        for written in 0..8u32 {
+            let part = |at: u32, word: u64| if written & 1 << at == 0 { 0 } else { word };
+            let header = bytes([0, part(0, versioned), part(1, 4096), part(2, life)]);
+            assert!(is_of(&header, life), "{header:?}");
+            let of_another = bytes([0, part(0, versioned), part(1, 4096), other]);
+            assert!(!is_of(&of_another, life), "{of_another:?}");
+        }
+        assert!(is_of(&bytes([MAGIC, versioned, 4096, life]), life));
+        assert!(!is_of(&bytes([MAGIC, versioned, 4096, other]), life));
+        assert!(!is_of(&bytes([MAGIC, versioned, 4096, 0]), life), "what goes before the magic is all there");
+        assert!(!is_of(&bytes([MAGIC + 1, versioned, 4096, life]), life));
+    }
 
     #[test]
     fn ring_sizes_are_powers_of_two_within_bounds() {

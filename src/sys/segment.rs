@@ -264,7 +264,7 @@ impl Opened {
 }
 
 /// Removes the segments of a life that is over: those whose name says so, if `is_its_own` says so of the first
-/// bytes, too, which are all 0 if it had no time to write them. Whoever calls this knows that it is over.
+/// bytes, too, of which any may be 0 if it was killed before or while it wrote them. Whoever calls this knows that it is over.
 ///
 /// # Errors
 /// The directory of segments cannot be read.
