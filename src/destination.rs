@@ -321,6 +321,9 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
+        if let Attachment::Attached(link) = &self.attachment {
+            link.look_away();
+        }
         let mut since = None;
         let received = loop {
             match self.step(RECORDS_PER_CALL, &mut handler) {

@@ -38,3 +38,22 @@ pub(crate) fn prefetch_line(at: *const u8) {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _: *const u8 = at;
 }
+
+/// As [`prefetch_line`], for a line that will be written: whoever else has it gives it up.
+#[inline(always)]
+pub(crate) fn prefetch_line_to_write(at: *mut u8) {
+    // Not the intrinsic: unless the compiler is told that the processor has it, it makes a prefetch for reading of that. One that
+    // does not know the instruction passes it over.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch accesses nothing, whatever the address is.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch accesses nothing, whatever the address is.
+    unsafe {
+        std::arch::asm!("prfm pstl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _: *mut u8 = at;
+}

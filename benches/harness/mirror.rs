@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use shmirror::{Event, Flushed, Replica, Sent, Source, Table, Wait};
 
 use super::peer::{Peer, Words, fork_on};
-use super::report::Latency;
+use super::report::{Distribution, Latency, Recorder};
 use super::{BOUND, cpu, record};
 
 /// What a destination's process tells, by word.
@@ -119,6 +119,35 @@ pub(crate) fn round_trip(setup: Setup<'_>, round_trips: u64, opcodes: u64) -> La
     let latency = Latency::of(round_trips, once);
     assert_eq!(mirror.finish(), [n], "every change was applied");
     latency
+}
+
+/// So many changes one after the other, until all are acknowledged; then a rest, in which the destination sees that it is over.
+pub(crate) fn bursts(setup: Setup<'_>, bursts: u64, changes: u64) -> Distribution {
+    const REST: Duration = Duration::from_micros(20);
+    let mirror = Mirror::new(setup);
+    let mut value = [0; 64];
+    let mut n = 0;
+    let mut recorder = Recorder::new();
+    let warm_up = bursts / 10 + 1;
+    for burst in 0..warm_up + bursts {
+        let start = Instant::now();
+        for _ in 0..changes {
+            n += 1;
+            record::fill(&mut value, n);
+            let sent = mirror.table.set(n % changes, value).expect("a good value");
+            assert_eq!(sent, Sent::Now);
+        }
+        mirror.flush();
+        let end = Instant::now();
+        if burst >= warm_up {
+            recorder.record(end - start);
+        }
+        while end.elapsed() < REST {
+            std::hint::spin_loop();
+        }
+    }
+    assert_eq!(mirror.finish(), [n], "every change was applied");
+    recorder.distribution()
 }
 
 /// What a stream is made of.

@@ -72,6 +72,21 @@ pub(crate) fn cells(bench: &mut Bench) {
         Found::against(mirror::round_trip(together, round_trips / 5, 1000).mean, floor)
     });
 
+    for changes in [10, 100, 1000] {
+        let burst = Plan {
+            id: &format!("burst/{changes}"),
+            what: &format!("a burst of {changes} changes, set, until all are acknowledged, p50"),
+            unit: Unit::Nanoseconds,
+            against: None,
+            target: None,
+            x: None,
+        };
+        bench.cell(burst, || {
+            let distribution = mirror::bursts(apart, (round_trips / changes).max(10), changes);
+            Found { distribution: Some(distribution.clone()), ..Found::value(distribution.p50 as f64) }
+        });
+    }
+
     open_loop(bench);
 }
 

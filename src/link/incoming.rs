@@ -26,14 +26,24 @@ pub(crate) struct IncomingLink<P: Platform = Linux> {
     batch: Vec<Range<usize>>,
     /// The caller's buffer takes the place of `scratch`; its `bytes` are in `scratch` meanwhile.
     kept: Option<Kept>,
-    /// How often in a row a look at the ring has found something, and little.
-    short_batches: u32,
+    stream: Stream,
     /// The source was rung because the ack ring is full.
     ack_ring_full: bool,
     /// The source is dead: acks go nowhere.
     source_gone: bool,
     /// Once so many bytes were consumed, a source that waits for room is rung.
     bytes_per_ring: u64,
+}
+
+/// How long the source has been publishing one change after the other, as far as this side sees.
+#[derive(Debug, Default)]
+struct Stream {
+    /// How often in a row a look at the ring has found something.
+    looks: u32,
+    /// How many records those were, up to [`MAX_STREAM_RECORDS`].
+    records: u32,
+    /// The last look has left nothing in the ring.
+    drained: bool,
 }
 
 /// How a wait ended.
@@ -56,11 +66,14 @@ const AWAKE_BEFORE_SLEEP: Duration = Duration::from_micros(20);
 const RECORDS_PER_BATCH: usize = 16;
 const BYTES_PER_BATCH: usize = 16 * 1024;
 
-/// When each of so many looks has found a few records and none has found nothing, the source is publishing one change after
-/// the other, and both sides spend their time in fetching the same cache lines from each other. Then the next look comes a
-/// little later, and finds more. A change that comes alone is never waited for: before it there was a look that found nothing.
-const SHORT_BATCHES_OF_A_STREAM: u32 = 4;
-const SPINS_BETWEEN_BATCHES: u32 = 32;
+/// When each of so many looks has found something, it is a stream: see [`IncomingLink::look_away`].
+const LOOKS_OF_A_STREAM: u32 = 4;
+/// The pause is at least so long, and longer by one spin for so many records that have come without a break: by a twentieth or less of
+/// the time in which a source can publish them.
+const SPINS_OF_A_PAUSE: u32 = 32;
+const RECORDS_PER_SPIN: u32 = 4;
+/// More records make no pause longer: they make one of some 12 us.
+const MAX_STREAM_RECORDS: u32 = 2000;
 
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
@@ -79,7 +92,7 @@ impl<P: Platform> IncomingLink<P> {
             scratch: Vec::new(),
             batch: Vec::with_capacity(RECORDS_PER_BATCH),
             kept: None,
-            short_batches: 0,
+            stream: Stream::default(),
             ack_ring_full: false,
             source_gone: false,
             bytes_per_ring: change_ring_bytes / 4,
@@ -95,11 +108,6 @@ impl<P: Platform> IncomingLink<P> {
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
         let mut since_ring = 0;
-        if self.short_batches >= SHORT_BATCHES_OF_A_STREAM {
-            for _ in 0..SPINS_BETWEEN_BATCHES {
-                std::hint::spin_loop();
-            }
-        }
         if self.ack_ring_full {
             self.send_acks(core)?;
         }
@@ -131,9 +139,20 @@ impl<P: Platform> IncomingLink<P> {
             self.changes.release();
             self.ring_for_room()?;
         }
-        let is_short = (1..RECORDS_PER_BATCH).contains(&consumed);
-        self.short_batches = if is_short { self.short_batches.saturating_add(1) } else { 0 };
+        self.stream.handle_look(consumed, most);
         Ok(consumed)
+    }
+
+    /// While the source publishes one change after the other, looks away for a moment, so that the next look finds more of them: else both
+    /// sides spend their time in fetching the same cache lines from each other. The longer it has lasted, the longer this is: the last
+    /// change of a burst waits for a small part of the burst's time, by which the burst is over sooner.
+    ///
+    /// A change that comes alone is never waited for: before it there was a look that found nothing. Nor is one that is known to be there.
+    #[inline]
+    pub(crate) fn look_away(&self) {
+        for _ in 0..self.stream.pause() {
+            std::hint::spin_loop();
+        }
     }
 
     /// Copies up to `most` records out of the ring; answers how many.
@@ -312,6 +331,28 @@ impl<P: Platform> IncomingLink<P> {
             self.peer.ring()?;
         }
         Ok(())
+    }
+}
+
+impl Stream {
+    /// A look has found so many records, of at most so many that it would have taken.
+    fn handle_look(&mut self, found: usize, most: usize) {
+        if found == 0 {
+            *self = Stream::default();
+            return;
+        }
+        let found = u32::try_from(found).unwrap_or(MAX_STREAM_RECORDS);
+        self.looks = self.looks.saturating_add(1);
+        self.records = self.records.saturating_add(found).min(MAX_STREAM_RECORDS);
+        self.drained = (found as usize) < most;
+    }
+
+    /// How long to look away, in spins.
+    fn pause(&self) -> u32 {
+        if self.looks < LOOKS_OF_A_STREAM || !self.drained {
+            return 0;
+        }
+        SPINS_OF_A_PAUSE.max(self.records / RECORDS_PER_SPIN)
     }
 }
 

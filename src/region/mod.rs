@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::prefetch::{LINE_BYTES, prefetch_line};
+use crate::prefetch::{LINE_BYTES, prefetch_line, prefetch_line_to_write};
 use crate::sys::fork::{Creator, OwnFd};
 use crate::sys::memfd;
 #[cfg(feature = "named-region")]
@@ -242,6 +242,14 @@ impl OwnRegion {
             // SAFETY: at most the end of what `data` checked.
             to = unsafe { to.add(piece.len()) };
         }
+    }
+
+    /// Has two cache lines of the data from `offset` brought near, to be written.
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        let at = self.map.data(offset, 0);
+        prefetch_line_to_write(at);
+        prefetch_line_to_write(at.wrapping_add(LINE_BYTES));
     }
 
     #[inline]

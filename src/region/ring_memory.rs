@@ -102,6 +102,11 @@ impl ProducerMemory for ProducerMapping {
         // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
         unsafe { self.own.copy_in_record(offset, header, head, pieces) }
     }
+
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        self.own.prefetch(offset);
+    }
 }
 
 impl Memory for ConsumerMapping {

@@ -63,6 +63,13 @@ pub(crate) trait ProducerMemory: Memory {
             offset += piece.len();
         }
     }
+
+    /// Has what lies at `offset`, below the capacity, fetched from the consumer, so that it can be written soon: a short record's
+    /// worth. A hint.
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        let _ = offset;
+    }
 }
 
 /// The consumer's view: it reads data that a hostile producer may change at any time.
