@@ -6,7 +6,7 @@
 //! 2. While the ack ring is full, acks merge in private memory; at their bound nothing more is consumed.
 //! 3. Records that the source published before it died are still applied: the rings outlive their maker.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use super::LinkError;
@@ -40,7 +40,7 @@ pub(crate) struct IncomingLink<P: Platform = Linux> {
 struct Stream {
     /// How often in a row a look at the ring has found something.
     looks: u32,
-    /// How many records those were, up to [`MAX_STREAM_RECORDS`].
+    /// How many records those were, as far as that makes pauses longer.
     records: u32,
     /// The last look has left nothing in the ring.
     drained: bool,
@@ -68,12 +68,9 @@ const BYTES_PER_BATCH: usize = 16 * 1024;
 
 /// When each of so many looks has found something, it is a stream: see [`IncomingLink::look_away`].
 const LOOKS_OF_A_STREAM: u32 = 4;
-/// The pause is at least so long, and longer by one spin for so many records that have come without a break: by a twentieth or less of
-/// the time in which a source can publish them.
-const SPINS_OF_A_PAUSE: u32 = 32;
-const RECORDS_PER_SPIN: u32 = 4;
-/// More records make no pause longer: they make one of some 12 us.
-const MAX_STREAM_RECORDS: u32 = 2000;
+/// A pause has one spin for each record that has come without a break, which is a quarter or less of the time that a source takes to
+/// publish it; so many at least, and at most: from 0.75 to 12 us.
+const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=500;
 
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
@@ -341,10 +338,9 @@ impl Stream {
             *self = Stream::default();
             return;
         }
-        let found = u32::try_from(found).unwrap_or(MAX_STREAM_RECORDS);
         self.looks = self.looks.saturating_add(1);
-        self.records = self.records.saturating_add(found).min(MAX_STREAM_RECORDS);
-        self.drained = (found as usize) < most;
+        self.records += found.min((SPINS_OF_A_PAUSE.end() - self.records) as usize) as u32;
+        self.drained = found < most;
     }
 
     /// How long to look away, in spins.
@@ -352,7 +348,7 @@ impl Stream {
         if self.looks < LOOKS_OF_A_STREAM || !self.drained {
             return 0;
         }
-        SPINS_OF_A_PAUSE.max(self.records / RECORDS_PER_SPIN)
+        self.records.max(*SPINS_OF_A_PAUSE.start())
     }
 }
 

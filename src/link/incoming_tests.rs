@@ -193,3 +193,19 @@ fn ring_that_came_while_nobody_slept_is_forgotten_by_the_look_for_the_sources_de
     assert!(!link.is_source_gone(&mut set).unwrap());
     assert!(!link.peer.hear(Some(Instant::now()), &mut set).unwrap().rung);
 }
+
+#[test]
+fn only_in_a_stream_whose_ring_was_drained_is_it_looked_away() {
+    let pauses = |looks: &[usize]| {
+        let mut stream = Stream::default();
+        let pauses = looks.iter().map(|&found| {
+            stream.handle_look(found, 1024);
+            stream.pause()
+        });
+        pauses.collect::<Vec<u32>>()
+    };
+    assert_eq!(pauses(&[1, 0, 1, 0, 1, 0, 1, 0, 1]), [0; 9], "changes that come alone");
+    assert_eq!(pauses(&[1, 1, 1, 1, 1, 0, 1]), [0, 0, 0, 32, 32, 0, 0], "a burst, and what comes after it");
+    assert_eq!(pauses(&[100, 30, 10, 10, 20, 200]), [0, 0, 0, 150, 170, 370], "longer with the stream");
+    assert_eq!(pauses(&[600, 600, 600, 600, 1024, 1]), [0, 0, 0, 500, 0, 500], "not while there is more");
+}
