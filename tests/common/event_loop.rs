@@ -1,6 +1,6 @@
 //! An event loop of an application's, and pairs of a source and a replica that share one.
 
-#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
+#![allow(dead_code, reason = "several tests have this, each uses its part")]
 
 use std::os::fd::AsFd;
 use std::path::Path;

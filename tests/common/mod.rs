@@ -1,6 +1,6 @@
 //! What the tests share.
 
-#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
+#![allow(dead_code, reason = "several tests have this, each uses its part")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,7 +2,7 @@
 //! `src/region/layout.rs` picture them, and whatever else a stranger may come up with.
 
 #![allow(unsafe_code, reason = "shared memory made by hand")]
-#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
+#![allow(dead_code, reason = "several tests have this, each uses its part")]
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -1,12 +1,12 @@
 //! Items whose data stays the application's, over real links: a consistent copy is read when it is sent.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, RwLock};
 
-use common::{PATIENCE, contents, follow, only_destination, source_options, synced_replica, until};
+use crate::common::{
+    self, PATIENCE, contents, follow, only_destination, source_options, synced_replica, until,
+};
 use shmirror::{EntryHolds, Event, Flushed, Sent, Snapshot, SnapshotFn, SnapshotResult, Source, Table};
 use tempfile::TempDir;
 

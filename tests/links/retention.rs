@@ -1,15 +1,13 @@
 //! Tables of which the source keeps unacknowledged changes only, and asks the application's enumerator for the rest.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use common::{
-    PATIENCE, contents, follow, only_destination, quick_resend, replica, source_options, synced_replica,
-    until,
+use crate::common::{
+    self, PATIENCE, contents, follow, only_destination, quick_resend, replica, source_options,
+    synced_replica, until,
 };
 use shmirror::{
     Event, Flushed, Opcode, Replica, Retention, Source, SourceOptions, Subscription, Table, ToOpcode,

@@ -1,18 +1,14 @@
 //! What a source does with strangers and with a destination that breaks the protocol: an error that names it, and nothing
 //! else. The destination is made by hand.
 
-mod common;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, replica, source_options, until};
-use raw::{
-    ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO, LAYOUT_VERSION,
-    MAGIC, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say, seal, short,
-    sparse_memory, wanted,
+use crate::common::{PATIENCE, replica, source_options, until};
+use crate::raw::{
+    self, ACCEPT, ACK_REGION, ALL_ITEMS, CHANGE_REGION, EVERYTHING, GREETING_TIMEOUT, HEAD, HELLO,
+    LAYOUT_VERSION, MAGIC, RawRegion, TAIL, VERSION, bell, greeting, hear, knock, memory, reason, ring, say,
+    seal, short, sparse_memory, wanted,
 };
 use shmirror::{Replica, Source, Table};
 use tempfile::TempDir;

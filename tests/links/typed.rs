@@ -1,11 +1,7 @@
 //! Values of the application's own types.
-#![cfg(all(feature = "zerocopy", feature = "postcard"))]
-
-mod common;
-
 use std::cell::Cell;
 
-use common::{MOMENT, only_destination, quick_resend, source_options, synced_replica, until};
+use crate::common::{self, MOMENT, only_destination, quick_resend, source_options, synced_replica, until};
 use serde::{Deserialize, Serialize};
 use shmirror::{Destination, Event, Replica, SetError, Source, Table, ValueError};
 use tempfile::TempDir;
@@ -131,23 +127,26 @@ fn value_of_another_definition_is_an_error_that_says_so() {
     let error = table.get_struct::<Port>("short").unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("value of 7 bytes, expected 8 bytes, the size of typed::Port; {end}")
+        format!("value of 7 bytes, expected 8 bytes, the size of links::typed::Port; {end}")
     );
     table.set("field", [1, 2, 3, 4, 5, 6, 2, 8]).unwrap();
     let error = table.get_struct::<Port>("field").unwrap_err();
-    assert_eq!(error, ValueError::Field { bytes: 8, of: "typed::Port" });
+    assert_eq!(error, ValueError::Field { bytes: 8, of: "links::typed::Port" });
 
     let mut bytes = postcard_bytes(&table);
     let whole = bytes.len();
     bytes.push(0);
     table.set("long", &bytes).unwrap();
     let error = table.decode::<Session>("long").unwrap_err();
-    assert_eq!(error, ValueError::Trailing { found: whole + 1, expected: whole, of: "typed::Session" });
+    assert_eq!(
+        error,
+        ValueError::Trailing { found: whole + 1, expected: whole, of: "links::typed::Session" }
+    );
     for len in 0..whole {
         table.set("cut", &bytes[..len]).unwrap();
         let error = table.decode::<Session>("cut").unwrap_err();
         assert!(
-            matches!(&error, ValueError::Encoding { bytes, of: "typed::Session", .. } if *bytes == len),
+            matches!(&error, ValueError::Encoding { bytes, of: "links::typed::Session", .. } if *bytes == len),
             "{error}"
         );
     }
@@ -172,7 +171,10 @@ fn event_with_a_wrong_value_fails_shows_in_stats_and_holds_up_nothing() {
         if let Event::Set { .. } = event {
             ports.push(event.read_struct::<Port>()?);
         } else {
-            assert!(matches!(event.read_struct::<Port>(), Err(ValueError::NoValue { of: "typed::Port" })));
+            assert!(matches!(
+                event.read_struct::<Port>(),
+                Err(ValueError::NoValue { of: "links::typed::Port" })
+            ));
             assert!(matches!(event.decode::<Session>(), Err(ValueError::NoValue { .. })));
         }
         Ok(())

@@ -1,11 +1,9 @@
 //! Streams and tasks on both runtimes of tokio.
 
-mod common;
-
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, only_destination, source_options};
+use crate::common::{self, PATIENCE, only_destination, source_options};
 use shmirror::tokio::{Events, OwnedEvent, drive};
 use shmirror::{Flushed, Source, Table};
 use tempfile::TempDir;

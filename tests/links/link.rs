@@ -1,11 +1,9 @@
 //! A source and its destinations over real links, in one process.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, contents, contents_of_source, until};
+use crate::common::{self, PATIENCE, contents, contents_of_source, until};
 use shmirror::{
     Destination, Event, Flushed, OnSourceLost, Replica, ResendPolicy, Sent, SetError, Source, SourceOptions,
     ToOpcode, Wait,

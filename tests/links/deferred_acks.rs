@@ -1,11 +1,11 @@
 //! Changes that the application applies later than the handler returns: acknowledged when it says so, on whatever link
 //! stands then, and never before.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{PATIENCE, destination, only_destination, quick_resend, receive, source_options, until};
+use crate::common::{
+    self, PATIENCE, destination, only_destination, quick_resend, receive, source_options, until,
+};
 use shmirror::{
     AckToken, Destination, EntryHolds, Event, Flushed, HandlerResult, OnSourceLost, ResendPolicy, Source,
     Subscription, Table,

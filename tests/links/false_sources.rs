@@ -1,22 +1,16 @@
 //! What a destination does with false sources: an error that says what is wrong, and it finds the next good one. The source
 //! is made by hand.
 
-mod common;
-#[path = "common/event_loop.rs"]
-mod event_loop;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{MOMENT, PATIENCE, source_options, until};
-use event_loop::Loop;
-use raw::{
-    ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HEAD, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION, accept,
-    bell, greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
+use crate::common::{self, MOMENT, PATIENCE, source_options, until};
+use crate::event_loop::Loop;
+use crate::raw::{
+    self, ACCEPT, CHANGE_REGION, GREETING_TIMEOUT, HEAD, HELLO, MAGIC, REFUSE, RawRegion, TAIL, VERSION,
+    accept, bell, greeting, hear, listen_at, new_socket, ring, say, seal, sparse_memory,
 };
 use shmirror::{AckToken, Batch, Destination, Event, Next, RecvError};
 use tempfile::TempDir;

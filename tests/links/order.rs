@@ -1,11 +1,11 @@
 //! The order in which changes arrive: that of the calls for each item, and no table waits for another to be done.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use common::{PATIENCE, contents_of_source, destination, only_destination, receive, source_options, until};
+use crate::common::{
+    self, PATIENCE, contents_of_source, destination, only_destination, receive, source_options, until,
+};
 use shmirror::{Destination, Event, Opcode, Retention, Source, Table};
 use tempfile::TempDir;
 

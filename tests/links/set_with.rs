@@ -1,10 +1,8 @@
 //! Values that are written where they stay (`Table::set_with`).
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::{contents, contents_of_source, follow, source_options, synced_replica, until};
+use crate::common::{self, contents, contents_of_source, follow, source_options, synced_replica, until};
 use shmirror::{Event, Replica, Retention, Sent, SetError, Source, Table};
 use tempfile::TempDir;
 

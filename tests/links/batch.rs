@@ -1,10 +1,8 @@
 //! Batches: events in a buffer of the caller's own (`Destination::recv_batch`).
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{MOMENT, PATIENCE, only_destination, quick_resend, source_options, until};
+use crate::common::{self, MOMENT, PATIENCE, only_destination, quick_resend, source_options, until};
 use shmirror::{Batch, Destination, Event, Flushed, Source, Subscription, Table};
 use tempfile::TempDir;
 

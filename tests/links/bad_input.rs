@@ -2,8 +2,6 @@
 
 #![allow(unsafe_code, reason = "fork, in the tests of forked children")]
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -12,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{PATIENCE, contents, entries, replica, source_options, until};
+use crate::common::{PATIENCE, contents, entries, replica, source_options, until};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, alarm, fork};
 use shmirror::{
@@ -490,10 +488,11 @@ fn in_forked_child(check: impl FnOnce()) -> WaitStatus {
     }
 }
 
-/// Runs `test` in a process in which no other test runs: the test binary calls itself for `name` alone.
+/// Runs `test` in a process in which no other test runs: the test binary calls itself for this one, `name`, alone.
 fn alone(name: &str, test: impl FnOnce()) {
     const ALONE: &str = "SHMIRROR_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some_and(|running| running == name) {
+    let name = &format!("bad_input::{name}");
+    if std::env::var_os(ALONE).is_some_and(|running| running == name.as_str()) {
         return test();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());

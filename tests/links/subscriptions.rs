@@ -1,11 +1,9 @@
 //! Destinations that want a part, over real links: they get that, and what they do not want any more goes.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, destination, follow, only_destination, receive, source_options, until};
+use crate::common::{self, PATIENCE, destination, follow, only_destination, receive, source_options, until};
 use shmirror::{Destination, Event, Replica, Source, Subscription, SyncError, Table};
 use tempfile::TempDir;
 

@@ -1,15 +1,13 @@
 //! What a destination that stands still may cost, and whom a flush waits for.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{
-    PATIENCE, contents, contents_of_source, destination, follow, only_destination, replica, source_options,
-    synced_replica, until,
+use crate::common::{
+    self, PATIENCE, contents, contents_of_source, destination, follow, only_destination, replica,
+    source_options, synced_replica, until,
 };
 use shmirror::{Destination, DestinationId, Event, FlushError, Flushed, Opcode, SnapshotFn, Source};
 

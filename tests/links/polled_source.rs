@@ -1,11 +1,5 @@
 //! A source that an event loop drives: flushes in and beside that loop, and how either of the two ends.
 
-mod common;
-#[path = "common/event_loop.rs"]
-mod event_loop;
-#[path = "common/raw.rs"]
-mod raw;
-
 use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -14,8 +8,9 @@ use std::sync::mpsc::channel;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, source_options, until};
-use event_loop::{Loop, Pair, dispatch, go_round, update};
+use crate::common::{self, PATIENCE, source_options, until};
+use crate::event_loop::{Loop, Pair, dispatch, go_round, update};
+use crate::raw;
 use shmirror::{
     DriveError, Event, Flush, FlushError, Flushed, Next, SetError, SnapshotFn, Source, SourceDriver, Table,
 };
@@ -219,13 +214,13 @@ fn source_that_is_dropped_ends_its_driver_and_a_driver_its_source() {
     let of_driver = Loop::watching(&driver);
     assert_eq!(of_driver.wait(10_000), [0], "nothing was looked at yet");
     assert_eq!(driver.dispatch(), Ok(Next::Readable));
-    assert_eq!(of_driver.wait(0), []);
+    assert_eq!(of_driver.wait(0), [0usize; 0]);
     let table = source.table("t").unwrap();
     drop(source);
     assert_eq!(table.set(1u8, "x"), Err(SetError::Closed));
     assert_eq!(of_driver.wait(10_000), [0], "the loop is told");
     assert_eq!(driver.dispatch(), Err(DriveError::Closed));
-    assert_eq!(of_driver.wait(0), [], "once");
+    assert_eq!(of_driver.wait(0), [0usize; 0], "once");
     assert_eq!(common::entries(dir.path()), [""; 0], "the name is free while the driver is there");
 
     let (source, driver) = source_options(dir.path()).create_polled("s").unwrap();

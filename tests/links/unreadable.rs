@@ -1,13 +1,13 @@
 //! Data of the application that cannot be read when it is to be sent: its item is named, keeps what destinations have of it,
 //! shows in the numbers, and holds nothing else up.
 
-mod common;
-
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use common::{PATIENCE, follow, only_destination, quick_resend, source_options, synced_replica, until};
+use crate::common::{
+    PATIENCE, follow, only_destination, quick_resend, source_options, synced_replica, until,
+};
 use shmirror::{EntryHolds, Replica, Snapshot, SnapshotResult, Source, SourceOptions, Subscription, Table};
 use tempfile::TempDir;
 
