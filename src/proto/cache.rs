@@ -278,24 +278,31 @@ impl SyncCache {
         }
     }
 
-    /// Whether the entry is one that the destination has, of data, and nothing else is to be noted of it.
+    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, if `offer` takes the record of this ordinal. It is asked if
+    /// nothing waits and the entry is plain.
     #[inline(always)]
-    pub(crate) fn is_plain(&self, id: EntryId) -> bool {
-        self.entry(id).is_plain()
-    }
-
-    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for an entry that is plain while nothing waits.
-    #[inline(always)]
-    pub(crate) fn handle_sent_at_once(&mut self, id: EntryId, change: ChangeNumber) {
-        let entry = self.entry_mut(id);
-        let is_new = !entry.is_unacked();
+    pub(crate) fn send_at_once(
+        &mut self,
+        id: EntryId,
+        change: ChangeNumber,
+        offer: impl FnOnce(u64) -> bool,
+    ) -> bool {
+        if !self.is_quiet() {
+            return false;
+        }
+        let entry = self.tables[usize::from(id.table)].items.get_mut(id.index as usize);
+        let Some(entry) = entry.filter(|entry| entry.is_plain()) else { return false };
+        let ordinal = self.next_ordinal;
+        if !offer(ordinal) {
+            return false;
+        }
+        self.unacked += usize::from(!entry.is_unacked());
         entry.flags |= CacheEntry::UNACKED;
         entry.change = change;
-        self.unacked += usize::from(is_new);
-        let ordinal = self.next_ordinal;
         self.next_ordinal += 1;
         self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes: 0 });
         self.compact_if_long();
+        true
     }
 
     /// S6: deletes the entries whose newest change the ack covers. Reports those that leave something behind, and answers how many
@@ -452,7 +459,7 @@ impl SyncCache {
         Deleted { entry: id, item_is_owed, was_gated: before.is_gated() }
     }
 
-    fn keeps_all(&self, table: TableId) -> bool {
+    pub(super) fn keeps_all(&self, table: TableId) -> bool {
         self.tables[usize::from(table)].keeps_all
     }
 

@@ -140,22 +140,40 @@ impl Session {
         self.read_owed = false;
     }
 
-    /// The frame of a change that has just been made, if it may go at once: nothing waits, the destination was sent the item
-    /// before, and its entry holds data.
+    /// Offers the frame of a change that has just been made, if it may go at once: nothing waits, the destination was sent the item
+    /// before, and its entry holds data. Answers whether it was taken (S2).
     #[inline(always)]
-    pub(super) fn frame_at_once<'a>(&self, entry: EntryId, item: &'a Item) -> Option<Frame<'a>> {
-        let Value::Data(value) = &item.value else { return None };
-        let may_go = self.cache.is_plain(entry) && self.cache.is_quiet() && self.replay.is_over();
+    pub(super) fn send_at_once(
+        &mut self,
+        entry: EntryId,
+        item: &Item,
+        offer: impl FnOnce(&Frame<'_>) -> bool,
+    ) -> bool {
+        let Value::Data(value) = &item.value else { return false };
+        if !self.replay.is_over() {
+            return false;
+        }
         let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
-        may_go.then(|| self.frame_of(entry, item.change, payload))
+        let Item { change, .. } = *item;
+        let sent = self.cache.send_at_once(entry, change, |ordinal| {
+            offer(&Frame { change, ordinal, table: entry.table, payload })
+        });
+        if sent {
+            self.counters.sent += 1;
+            self.read_went = false;
+        }
+        sent
     }
 
-    /// S2: that frame is in the ring.
-    #[inline(always)]
-    pub(super) fn handle_sent_at_once(&mut self, entry: EntryId, change: ChangeNumber) {
-        self.counters.sent += 1;
-        self.read_went = false;
-        self.cache.handle_sent_at_once(entry, change);
+    /// S3: records a set that has to wait. Answers whether its entry is new.
+    #[inline(never)]
+    pub(super) fn record_set(&mut self, entry: EntryId, item: &Item, created: bool) -> bool {
+        if created && self.cache.keeps_all(entry.table) && !self.cache.entry(entry).is_sent() {
+            self.replay.handle_created(entry.table);
+        }
+        let recorded = self.cache.record(entry, Holds::of(item), item.change);
+        self.counters.coalesced += u64::from(recorded.coalesced);
+        recorded.is_new
     }
 
     /// S2: a frame is in the ring.
