@@ -67,6 +67,7 @@ mod dispatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+mod huge_pages;
 mod link;
 mod monitor;
 mod opcode;

@@ -27,6 +27,7 @@ use std::collections::VecDeque;
 
 use super::ProtocolError;
 use super::store::{ItemId, TableId};
+use crate::huge_pages;
 use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
@@ -577,6 +578,8 @@ impl TableEntries {
             EntryKind::TableName => &mut self.name,
             EntryKind::TableEnd => &mut self.end,
             EntryKind::Item(ItemId { index, .. }) => {
+                let more = index as usize + 1 - self.items.len();
+                huge_pages::reserve(&mut self.items, more);
                 self.items.resize(index as usize + 1, CacheEntry::default());
                 &mut self.items[index as usize]
             }

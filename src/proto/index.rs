@@ -14,6 +14,7 @@ use std::hash::BuildHasher;
 
 use hashbrown::DefaultHashBuilder;
 
+use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::prefetch::prefetch;
 
@@ -148,6 +149,7 @@ impl OpcodeIndex {
     #[cold]
     fn grow(&mut self, slots: usize) {
         let mut grown = vec![0; slots.next_power_of_two().max(FIRST_SLOTS)].into_boxed_slice();
+        huge_pages::advise(&mut grown);
         self.slots.iter().filter(|slot| **slot != 0).for_each(|slot| put(&mut grown, *slot));
         self.slots = grown;
     }

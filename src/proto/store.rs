@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 
 use super::ValueBytes;
 use super::index::OpcodeIndex;
+use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::prefetch::prefetch;
 use crate::retention::{Enumerator, Retention};
@@ -490,7 +491,7 @@ impl TableStore {
                 index
             }
             None => {
-                self.items.push(item);
+                huge_pages::push(&mut self.items, item);
                 u32::try_from(self.items.len() - 1).expect("memory ends before 2^32 items")
             }
         };

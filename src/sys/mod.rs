@@ -9,10 +9,12 @@
 //! - [`poll`]: a bounded wait for any of these
 //! - [`notify`]: one descriptor that stands for all of these, for somebody else's event loop
 //! - [`process`]: who the peer is, and when it dies
+//! - [`advice`]: how memory will be used
 //! - [`thread`]: a thread that no signal reaches, scheduled as it is told
 //!
 //! This module decides nothing about the protocol. Every file descriptor made here is close-on-exec.
 
+pub(crate) mod advice;
 pub(crate) mod bell;
 pub(crate) mod fork;
 pub(crate) mod memfd;

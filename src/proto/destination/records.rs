@@ -6,6 +6,7 @@ use super::super::ValueBytes;
 use super::super::index::{OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
+use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
@@ -90,7 +91,9 @@ impl Records {
     /// Makes room for so many records in all, if there is memory for it, and for their values if these are kept.
     pub(super) fn reserve(&mut self, records: usize, keep_values: bool) {
         let more = records.saturating_sub(self.entries.len());
-        if self.entries.try_reserve(more).is_ok() && (!keep_values || self.values.try_reserve(more).is_ok()) {
+        let fits = huge_pages::try_reserve(&mut self.entries, more).is_ok()
+            && (!keep_values || huge_pages::try_reserve(&mut self.values, more).is_ok());
+        if fits {
             self.index.reserve(records);
         }
     }
@@ -168,10 +171,10 @@ impl Records {
     pub(super) fn insert(&mut self, opcode: Opcode, record: Record, value: Option<&[u8]>) {
         let place = u32::try_from(self.entries.len()).expect("memory ends before 2^32 items");
         self.index.insert(self.index.hash(&opcode), place);
-        self.entries.push((opcode, record));
+        huge_pages::push(&mut self.entries, (opcode, record));
         let Some(value) = value else { return };
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
-        self.values.push(ValueBytes::new());
+        huge_pages::push(&mut self.values, ValueBytes::new());
         self.set_value(place as usize, value);
     }
 
