@@ -4,6 +4,9 @@
 //! private to the library, so they are compiled once more here.
 
 #[allow(dead_code, unused, unreachable_pub)]
+#[path = "../../src/huge_pages.rs"]
+mod huge_pages;
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/opcode.rs"]
 mod opcode;
 #[allow(dead_code, unused, unreachable_pub)]
