@@ -142,7 +142,7 @@ impl<P: Platform> IncomingLink<P> {
 
     /// While the source publishes one change after the other, looks away for a moment, so that the next look finds more of them: else both
     /// sides spend their time in fetching the same cache lines from each other. The longer it has lasted, the longer this is: the last
-    /// change of a burst waits for a small part of the burst's time, by which the burst is over sooner.
+    /// change of a burst waits for a quarter of the burst's time at most, and the burst is over sooner.
     ///
     /// A change that comes alone is never waited for: before it there was a look that found nothing. Nor is one that is known to be there.
     #[inline]
