@@ -460,7 +460,7 @@ impl SyncCache {
         Deleted { entry: id, item_is_owed, was_gated: before.is_gated() }
     }
 
-    pub(super) fn keeps_all(&self, table: TableId) -> bool {
+    fn keeps_all(&self, table: TableId) -> bool {
         self.tables[usize::from(table)].keeps_all
     }
 

@@ -26,7 +26,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{Item, ItemId, NewValue, Store, Stored, TableId, Updated};
+use super::store::{Item, ItemId, NewValue, Store, Stored, TableId};
 use crate::opcode::Opcode;
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -155,20 +155,10 @@ impl SourceCore {
         value: NewValue<'_>,
         offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
     ) -> Stored {
-        let always = self.config.send_equal;
-        let (stored, id, item) = match self.store.update(table, opcode, value, always) {
-            Updated::Unchanged => return Stored::Unchanged,
-            Updated::Changed(id, item) => (Stored::Updated(id), id, item),
-            Updated::Not(index) => {
-                let stored = self.store.set_otherwise(table, opcode, index, value, always);
-                let (Stored::Created(id) | Stored::Updated(id)) = stored else { return stored };
-                (stored, id, self.store.item(id))
-            }
-        };
-        self.counters.changes += 1;
-        let created = matches!(stored, Stored::Created(_));
-        let new = Self::record_set(&mut self.sessions, id, item, created, offer);
-        self.keep_if_owed(id, new);
+        let stored = self.store.set(table, opcode, value, self.config.send_equal);
+        if let Stored::Created(id) | Stored::Updated(id) = stored {
+            self.record_set(id, matches!(stored, Stored::Created(_)), offer);
+        }
         stored
     }
 
@@ -186,10 +176,7 @@ impl SourceCore {
     /// pointer.
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
-        self.counters.changes += 1;
-        let item = self.store.item(id);
-        let new = Self::record_set(&mut self.sessions, id, item, false, |_, _| false);
-        self.keep_if_owed(id, new);
+        self.record_set(id, false, |_, _| false);
         Some(id)
     }
 
@@ -450,33 +437,36 @@ impl SourceCore {
         }
     }
 
-    /// S3: records a set for each destination that wants the item. Answers how many of them had no entry for it.
-    #[inline(always)]
+    /// S3: records a set for each destination that wants the item.
+    #[inline]
     fn record_set(
-        sessions: &mut [Option<Session>],
+        &mut self,
         id: ItemId,
-        item: &Item,
         created: bool,
         mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
-    ) -> u32 {
+    ) {
+        self.counters.changes += 1;
+        let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
         let entry = EntryId::item(id);
-        let mut new = 0;
-        for (session, at) in sessions.iter_mut().zip(0..) {
-            if let Some(session) = session
-                && session.wants(id.table, &item.opcode)
-                && !session.send_at_once(entry, item, |frame| offer(at, frame))
-            {
-                new += u32::from(session.record_set(entry, item, created));
+        let item = self.store.item(id);
+        let mut owed = 0;
+        for (session, at) in self.sessions.iter_mut().zip(0..) {
+            let Some(session) = session else { continue };
+            if !session.wants(id.table, &item.opcode) {
+                continue;
             }
+            if session.send_at_once(entry, item, |frame| offer(at, frame)) {
+                continue;
+            }
+            let holds = Holds::of(item);
+            if keeps_all && created && !session.cache.entry(entry).is_sent() {
+                session.replay.handle_created(id.table);
+            }
+            let recorded = session.cache.record(entry, holds, item.change);
+            session.counters.coalesced += u64::from(recorded.coalesced);
+            owed += u32::from(recorded.is_new);
         }
-        new
-    }
-
-    /// After a set. An item of a table that does not keep its items stays for the sake of the destinations that have an entry for it,
-    /// so many more now.
-    #[inline(always)]
-    fn keep_if_owed(&mut self, id: ItemId, owed: u32) {
-        if !self.store.tables()[usize::from(id.table)].keeps_all() {
+        if !keeps_all {
             self.store.owe(id, owed);
             self.give_up_overrun(id.table);
             self.store.vacate_if_unowed(id);

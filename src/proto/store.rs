@@ -108,18 +108,7 @@ pub(crate) enum OtherValue<'a> {
     Buffer(RefCell<ValueBytes>),
 }
 
-/// What [`Store::update`] did.
-#[derive(Debug)]
-pub(crate) enum Updated<'a> {
-    /// The item had this value already.
-    Unchanged,
-    /// It has a new value.
-    Changed(ItemId, &'a Item),
-    /// Nothing: it is no such change. The item is here, if there is one.
-    Not(Option<u32>),
-}
-
-/// What became of an item.
+/// What [`Store::set`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stored {
     /// The item had this value already.
@@ -195,47 +184,30 @@ impl Store {
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
     /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
     /// before the application said it to all.
-    #[cfg(test)]
+    #[inline]
     pub(crate) fn set(&mut self, id: TableId, opcode: &Opcode, value: NewValue<'_>, always: bool) -> Stored {
-        match self.update(id, opcode, value, always) {
-            Updated::Unchanged => Stored::Unchanged,
-            Updated::Changed(id, _) => Stored::Updated(id),
-            Updated::Not(index) => self.set_otherwise(id, opcode, index, value, always),
-        }
-    }
-
-    /// Almost every change: data takes the place of data of its length, in a table that keeps its items. Anything else is for
-    /// [`Store::set_otherwise`].
-    #[inline(always)]
-    pub(crate) fn update(
-        &mut self,
-        id: TableId,
-        opcode: &Opcode,
-        value: NewValue<'_>,
-        always: bool,
-    ) -> Updated<'_> {
         let table = &mut self.tables[usize::from(id)];
-        let Some(index) = table.find(opcode) else { return Updated::Not(None) };
-        let item = &mut table.items[index as usize];
-        let (Value::Data(old), NewValue::Data(new), Retention::Newest) =
-            (&mut item.value, value, &table.retention)
-        else {
-            return Updated::Not(Some(index));
-        };
-        let old = &mut old[..];
-        if old.len() != new.len() {
-            return Updated::Not(Some(index));
+        let index = table.find(opcode);
+        // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
+        if let Some(index) = index
+            && let item = &mut table.items[index as usize]
+            && let (Value::Data(old), NewValue::Data(new)) = (&mut item.value, value)
+            && matches!(table.retention, Retention::Newest)
+            && let old = &mut old[..]
+            && old.len() == new.len()
+        {
+            if !always && is_same(old, new) {
+                return Stored::Unchanged;
+            }
+            self.last_change = self.last_change.next();
+            item.change = self.last_change;
+            old.copy_from_slice(new);
+            return Stored::Updated(ItemId { table: id, index });
         }
-        if !always && is_same(old, new) {
-            return Updated::Unchanged;
-        }
-        self.last_change = self.last_change.next();
-        item.change = self.last_change;
-        old.copy_from_slice(new);
-        Updated::Changed(ItemId { table: id, index }, item)
+        self.set_otherwise(id, opcode, index, value, always)
     }
 
-    /// As [`Store::update`], for data in a buffer, of whatever length. `None` if it is not data that takes the
+    /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
     /// place of data, or not in such a table.
     fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Stored> {
         let table = &mut self.tables[usize::from(id.table)];
@@ -276,10 +248,9 @@ impl Store {
         }
     }
 
-    /// Gives an item its newest value, for which [`Store::update`] was not the way: so data that is not in a buffer is other data for
-    /// sure. The item is at `index`, if there is one.
+    /// As [`Store::set`], of an item that is at `index`, if there is one. Data that is not in a buffer is other data for sure.
     #[inline(never)]
-    pub(crate) fn set_otherwise(
+    fn set_otherwise(
         &mut self,
         id: TableId,
         opcode: &Opcode,

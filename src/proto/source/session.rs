@@ -165,17 +165,6 @@ impl Session {
         sent
     }
 
-    /// S3: records a set that has to wait. Answers whether its entry is new.
-    #[inline(never)]
-    pub(super) fn record_set(&mut self, entry: EntryId, item: &Item, created: bool) -> bool {
-        if created && self.cache.keeps_all(entry.table) && !self.cache.entry(entry).is_sent() {
-            self.replay.handle_created(entry.table);
-        }
-        let recorded = self.cache.record(entry, Holds::of(item), item.change);
-        self.counters.coalesced += u64::from(recorded.coalesced);
-        recorded.is_new
-    }
-
     /// S2: a frame is in the ring.
     #[inline]
     pub(super) fn handle_sent(&mut self, entry: EntryId, change: ChangeNumber, store: &mut Store) {
