@@ -5,7 +5,6 @@
 //! page more than it needs.
 
 use std::collections::TryReserveError;
-use std::ops::Range;
 
 use crate::sys::advice;
 
@@ -40,16 +39,18 @@ pub(crate) fn try_reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), TryRes
 
 /// Of memory that was just allocated, and not touched yet.
 pub(crate) fn advise<T>(memory: &mut [T]) {
-    if size_of_val(memory) >= LARGE_BYTES {
-        let Range { start, end } = memory.as_mut_ptr_range();
-        advice::huge_pages(start.cast()..end.cast());
-    }
+    advise_at(memory.as_mut_ptr(), memory.len());
 }
 
 fn advise_if_grown<T>(vec: &mut Vec<T>, before: usize) {
-    if vec.capacity() > before && vec.capacity() * size_of::<T>() >= LARGE_BYTES {
-        let start = vec.as_mut_ptr();
-        advice::huge_pages(start.cast()..start.wrapping_add(vec.capacity()).cast());
+    if vec.capacity() > before {
+        advise_at(vec.as_mut_ptr(), vec.capacity());
+    }
+}
+
+fn advise_at<T>(start: *mut T, len: usize) {
+    if len * size_of::<T>() >= LARGE_BYTES {
+        advice::huge_pages(start.cast()..start.wrapping_add(len).cast());
     }
 }
 

@@ -42,8 +42,9 @@ pub(crate) fn prefetch_line(at: *const u8) {
 /// As [`prefetch_line`], for a line that will be written: whoever else has it gives it up.
 #[inline(always)]
 pub(crate) fn prefetch_line_to_write(at: *mut u8) {
-    // Not the intrinsic: unless the compiler is told that the processor has it, it makes a prefetch for reading of that. One that
-    // does not know the instruction passes it over.
+    // Not the intrinsic: unless the compiler is told that the processor has `prfchw`, it makes a `prefetcht0` of that. Every 64-bit
+    // processor of the last fifteen years takes the instruction: OCaml emits it for all
+    // (<https://github.com/ocaml/ocaml/pull/14665>), and 64-bit Windows asks for it.
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch accesses nothing, whatever the address is.
     unsafe {

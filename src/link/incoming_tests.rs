@@ -195,11 +195,11 @@ fn ring_that_came_while_nobody_slept_is_forgotten_by_the_look_for_the_sources_de
 }
 
 #[test]
-fn only_in_a_stream_whose_ring_was_drained_is_it_looked_away() {
+fn only_in_a_stream_is_it_looked_away() {
     let pauses = |looks: &[usize]| {
         let mut stream = Stream::default();
         let pauses = looks.iter().map(|&found| {
-            stream.handle_look(found, 1024);
+            stream.handle_look(found);
             stream.pause()
         });
         pauses.collect::<Vec<u32>>()
@@ -207,5 +207,23 @@ fn only_in_a_stream_whose_ring_was_drained_is_it_looked_away() {
     assert_eq!(pauses(&[1, 0, 1, 0, 1, 0, 1, 0, 1]), [0; 9], "changes that come alone");
     assert_eq!(pauses(&[1, 1, 1, 1, 1, 0, 1]), [0, 0, 0, 32, 32, 0, 0], "a burst, and what comes after it");
     assert_eq!(pauses(&[100, 30, 10, 10, 20, 200]), [0, 0, 0, 150, 170, 370], "longer with the stream");
-    assert_eq!(pauses(&[600, 600, 600, 600, 1024, 1]), [0, 0, 0, 500, 0, 500], "not while there is more");
+    assert_eq!(pauses(&[600, usize::MAX, 600, 600, 1]), [0, 0, 0, 500, 500], "to a bound");
+}
+
+#[test]
+fn it_is_not_looked_away_from_what_was_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    source.table("t").unwrap().set_many((0..20u32).map(|n| (n, "x"))).unwrap();
+    let mut link = attach(&dir);
+    until("the replay", || source.stats().destinations.first().is_some_and(|one| !one.replaying));
+
+    let mut core = DestinationCore::new(false, Subscription::all());
+    core.attach(1);
+    let mut receive = |link: &mut IncomingLink, most| link.receive(&mut core, most, &mut |_| true).unwrap();
+    for _ in 0..10 {
+        assert_eq!((receive(&mut link, 1), link.pause()), (1, 0), "there is more");
+    }
+    assert_eq!((receive(&mut link, 100), link.pause()), (11, 32), "the table's name and the items are there");
+    assert_eq!((receive(&mut link, 100), link.pause()), (0, 0), "it is over");
 }

@@ -138,6 +138,12 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(self.position == self.tail)
     }
 
+    /// Whether there is more to read as far as was seen, without another look at the producer's cursor.
+    #[inline]
+    pub(crate) fn has_seen_more(&self) -> bool {
+        self.position != self.tail
+    }
+
     /// Whether the producer sleeps and must be rung for what was released: once per wait of the producer. To
     /// be called after [`release`](Self::release); a call costs a full fence.
     #[inline]

@@ -30,7 +30,8 @@ pub(crate) struct Producer<M> {
     handshake: Handshake,
 }
 
-/// So far ahead of what is written the lines that come next are taken from the consumer, which has read them the lap before.
+/// So far ahead of what is written the lines that come next are taken from the consumer, which has read them the lap before; not if
+/// it may have yet to read them.
 const FETCHED_AHEAD_BYTES: u64 = 1024;
 
 impl<M: ProducerMemory> Producer<M> {
@@ -124,7 +125,9 @@ impl<M: ProducerMemory> Producer<M> {
         let header = Header::record(len).to_bytes();
         self.memory.copy_in_record(self.geometry.offset(start), header, head, pieces);
         self.tail = start.wrapping_add(record_bytes(len));
-        self.memory.prefetch(self.geometry.offset(self.tail.wrapping_add(FETCHED_AHEAD_BYTES)));
+        if self.free_bytes() > 2 * FETCHED_AHEAD_BYTES {
+            self.memory.prefetch(self.geometry.offset(self.tail.wrapping_add(FETCHED_AHEAD_BYTES)));
+        }
         Ok(true)
     }
 

@@ -1,4 +1,5 @@
 //! Values of the application's own types.
+
 use std::cell::Cell;
 
 use crate::common::{self, MOMENT, only_destination, quick_resend, source_options, synced_replica, until};
