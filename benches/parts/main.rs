@@ -7,7 +7,7 @@
 #[path = "../../src/huge_pages.rs"]
 mod huge_pages;
 #[allow(dead_code, unused, unreachable_pub)]
-#[path = "../../src/opcode.rs"]
+#[path = "../../src/opcode/mod.rs"]
 mod opcode;
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/prefetch.rs"]

@@ -3,6 +3,8 @@
 //! An input says which end, how large the ring is and where it begins; then what is called, and what each word and header is
 //! when it is looked at.
 
+use std::collections::VecDeque;
+
 use super::hostile_memory::{Call, HEADER, Header, HostileMemory, PADDING, RECORD, record_bytes};
 use super::{Choices, Saw};
 use crate::ring::{Consumer, Producer, RingError, max_payload_bytes};
@@ -224,6 +226,8 @@ struct Writable {
     published: u64,
     /// The newest head that was taken for one.
     head: u64,
+    /// What was taken and is not in the ring yet: the producer combines it.
+    missing: VecDeque<Missing>,
 }
 
 fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
@@ -231,7 +235,8 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
     let mut producer = Producer::at(memory.clone(), capacity, begin);
     // Else a ring as small as these is never begun anew.
     producer.set_hot_bytes(64 << memory.choose(|choices| choices.below(2)));
-    let mut ring = Writable { capacity, written: begin, published: begin, head: begin };
+    let mut ring =
+        Writable { capacity, written: begin, published: begin, head: begin, missing: VecDeque::new() };
     let payload = vec![7; producer.max_payload()];
     for _ in 0..MAX_CALLS {
         if memory.choose(|choices| choices.is_used_up()) {
@@ -244,7 +249,11 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
         assert!(call.accesses <= MAX_WRITE_ACCESSES, "{} accesses in one call", call.accesses);
         saw(ring.handle_head(&call, outcome.err()));
         match outcome {
-            Ok(true) => ring.handle_written(&call, memory.stored().1, len, saw),
+            Ok(true) => {
+                ring.handle_written(memory.stored().1, len, saw);
+                ring.handle_writes(&call);
+                saw(if ring.missing.is_empty() { "written at once" } else { "to be written later" });
+            }
             Ok(false) | Err(_) => assert!(call.written.is_empty(), "{:?}", call.written),
         }
         if outcome == Ok(false) {
@@ -263,7 +272,7 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
         match action {
             0..=2 => {
                 assert_eq!(producer.publish(), ring.published != ring.written);
-                ring.published = ring.written;
+                ring.handle_published(&memory.end_call());
                 producer.consumer_must_be_rung();
             }
             3 => {
@@ -273,7 +282,7 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
             }
             4 => {
                 producer.publish();
-                ring.published = ring.written;
+                ring.handle_published(&memory.end_call());
                 producer.start_waiting();
                 let outcome = producer.has_room_for(len);
                 ring.handle_head(&memory.end_call(), outcome.err());
@@ -327,7 +336,7 @@ impl Writable {
         }
     }
 
-    fn handle_written(&mut self, call: &Call, start: u64, len: usize, saw: Saw<'_>) {
+    fn handle_written(&mut self, start: u64, len: usize, saw: Saw<'_>) {
         let before = self.written;
         let begun_anew = start.wrapping_sub(before) <= self.capacity && start != before;
         if begun_anew {
@@ -336,19 +345,52 @@ impl Writable {
             saw("begun anew");
         }
         let to_end = self.capacity - self.written % self.capacity;
-        let mut written = call.written.iter().copied();
         if record_bytes(len) > to_end {
             let offset = (self.written % self.capacity) as usize;
-            assert_eq!(written.next(), Some((offset, offset + HEADER as usize)), "the header of padding");
+            let end = offset + HEADER as usize;
+            self.missing.push_back(Missing { offset, end, at_most: end });
             self.written = self.written.wrapping_add(to_end);
             saw("padding written");
         }
         let offset = (self.written % self.capacity) as usize;
-        let body = offset + HEADER as usize;
-        assert_eq!(written.collect::<Vec<_>>(), [(offset, body), (body, body + len)]);
+        let (end, at_most) = (offset + HEADER as usize + len, offset + record_bytes(len) as usize);
+        self.missing.push_back(Missing { offset, end, at_most });
         self.written = self.written.wrapping_add(record_bytes(len));
         let held = self.written.wrapping_sub(self.kept_from(start));
         assert!(held <= self.capacity, "{held} bytes in a ring of {}", self.capacity);
-        saw("written");
     }
+
+    /// A call has written into the ring: only what is missing, in its order.
+    fn handle_writes(&mut self, call: &Call) {
+        for &(mut from, to) in &call.written {
+            while from < to {
+                let missing = self.missing.front_mut().expect("nothing was missing");
+                assert!(
+                    from == missing.offset && (to <= missing.end || to >= missing.at_most),
+                    "{from}..{to}"
+                );
+                missing.offset = to;
+                from = to.min(missing.at_most);
+                if to >= missing.end {
+                    self.missing.pop_front();
+                }
+            }
+        }
+    }
+
+    /// All is published, so all is written.
+    fn handle_published(&mut self, call: &Call) {
+        self.handle_writes(call);
+        assert!(self.missing.is_empty(), "published, and not written");
+        self.published = self.written;
+    }
+}
+
+/// A record, or the header of padding, that is not all in the ring yet.
+struct Missing {
+    /// Where the rest of it begins.
+    offset: usize,
+    end: usize,
+    /// It may be written with what fills its last word.
+    at_most: usize,
 }

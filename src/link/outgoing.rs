@@ -25,7 +25,7 @@ pub(crate) struct OutgoingLink<P: Platform = Linux> {
     scratch: Vec<u8>,
     /// The destination was told that room is awaited.
     pub(crate) awaits_room: bool,
-    /// Frames sent since acks were last looked for.
+    /// Frames published since acks were last looked for.
     sent_since_drain: u32,
     /// Frames in the ring that were not published yet.
     staged: u32,
@@ -81,7 +81,7 @@ impl<P: Platform> OutgoingLink<P> {
 
     /// Puts one frame in the ring, if there is room; the next [`pump`](OutgoingLink::pump) publishes it. If the link breaks,
     /// says so in `failed`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offer(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> bool {
         if self.failed.is_some() || self.awaits_room {
             return false;
@@ -248,7 +248,6 @@ impl<P: Platform> OutgoingLink<P> {
         if !self.changes.try_write_headed(frame.header(), [opcode, value])? {
             return Ok(false);
         }
-        self.sent_since_drain += 1;
         self.staged += 1;
         if self.staged >= policy.max_entries_per_message
             || self.changes.staged_bytes() >= policy.max_bytes_per_message.into()
@@ -261,7 +260,7 @@ impl<P: Platform> OutgoingLink<P> {
     /// Makes a message of what is written, and rings the destination if it sleeps.
     #[inline]
     fn publish(&mut self) -> Result<(), LinkError> {
-        self.staged = 0;
+        self.sent_since_drain += std::mem::take(&mut self.staged);
         if self.changes.publish() && self.changes.consumer_must_be_rung() {
             self.peer.ring()?;
         }

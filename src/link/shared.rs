@@ -18,7 +18,7 @@ use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
-use crate::proto::store::{NewValue, Stored, TableId};
+use crate::proto::store::{Changed, NewValue, Stored, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
 use crate::subscription::Subscription;
@@ -136,6 +136,21 @@ impl<P: Platform> Shared<P> {
         core.set(table, opcode, value, |session, frame| {
             links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
         })
+    }
+
+    /// As [`Shared::set`], for data of several items; adds those that have changed to `changed`.
+    #[inline]
+    pub(crate) fn set_many<'a>(
+        &self,
+        state: &mut State<P>,
+        table: TableId,
+        items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
+        changed: &mut Vec<Changed>,
+    ) {
+        let State { core, links, .. } = state;
+        core.set_many(table, items, changed, |session, frame| {
+            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
+        });
     }
 
     /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.

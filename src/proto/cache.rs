@@ -26,7 +26,7 @@ mod queue;
 use std::collections::VecDeque;
 
 use super::ProtocolError;
-use super::store::{ItemId, TableId};
+use super::store::{Changed, Item, ItemId, TableId};
 use crate::huge_pages;
 use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
@@ -279,31 +279,41 @@ impl SyncCache {
         }
     }
 
-    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, if `offer` takes the record of this ordinal. It is asked if
-    /// nothing waits and the entry is plain.
+    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for items of a table that have changed, as long as `offer`
+    /// takes the record of an item and this ordinal. It is asked if nothing waits and the entry is plain. Answers how many of
+    /// them were sent, in the order given; one that is among them twice was so the first time.
     #[inline(always)]
     pub(crate) fn send_at_once(
         &mut self,
-        id: EntryId,
-        change: ChangeNumber,
-        offer: impl FnOnce(u64) -> bool,
-    ) -> bool {
+        table: TableId,
+        changed: &[Changed],
+        items: &[Item],
+        mut offer: impl FnMut(&Item, u64) -> bool,
+    ) -> usize {
         if !self.is_quiet() {
-            return false;
+            return 0;
         }
-        let entry = self.tables[usize::from(id.table)].items.get_mut(id.index as usize);
-        let Some(entry) = entry.filter(|entry| entry.is_plain()) else { return false };
-        let ordinal = self.next_ordinal;
-        if !offer(ordinal) {
-            return false;
+        let entries = &mut self.tables[usize::from(table)].items;
+        let mut sent = 0;
+        for &Changed { index, .. } in changed {
+            let Some(entry) = entries.get_mut(index as usize).filter(|entry| entry.is_plain()) else { break };
+            let item = &items[index as usize];
+            if entry.change != item.change {
+                let ordinal = self.next_ordinal;
+                if !offer(item, ordinal) {
+                    break;
+                }
+                self.unacked += usize::from(!entry.is_unacked());
+                entry.flags |= CacheEntry::UNACKED;
+                entry.change = item.change;
+                self.next_ordinal += 1;
+                let entry = EntryId { table, index };
+                self.in_flight.push_back(InFlight { ordinal, change: item.change, entry, flushes: 0 });
+            }
+            sent += 1;
         }
-        self.unacked += usize::from(!entry.is_unacked());
-        entry.flags |= CacheEntry::UNACKED;
-        entry.change = change;
-        self.next_ordinal += 1;
-        self.in_flight.push_back(InFlight { ordinal, change, entry: id, flushes: 0 });
         self.compact_if_long();
-        true
+        sent
     }
 
     /// S6: deletes the entries whose newest change the ack covers. Reports those that leave something behind, and answers how many

@@ -49,7 +49,7 @@ impl OpcodeIndex {
         OpcodeIndex { slots: Box::default(), taken: 0, seed: Seed { words, long } }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn hash(&self, opcode: &Opcode) -> OpcodeHash {
         let Seed { words: [a, b, c, d], long } = &self.seed;
         let hash = match opcode.words() {
@@ -60,7 +60,7 @@ impl OpcodeIndex {
     }
 
     /// The place with this hash that `is_it` holds of.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash.0 as usize & mask;

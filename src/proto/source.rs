@@ -26,7 +26,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{Item, ItemId, NewValue, Store, Stored, TableId};
+use super::store::{Changed, Item, ItemId, NewValue, Store, Stored, TableId};
 use crate::opcode::Opcode;
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -156,10 +156,35 @@ impl SourceCore {
         offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
     ) -> Stored {
         let stored = self.store.set(table, opcode, value, self.config.send_equal);
-        if let Stored::Created(id) | Stored::Updated(id) = stored {
-            self.record_set(id, matches!(stored, Stored::Created(_)), offer);
+        if let Some(changed) = stored.changed() {
+            self.record_sets(table, &[changed], offer);
         }
         stored
+    }
+
+    /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. All are in the store before
+    /// the first is offered, so of an item that is set twice the newest value goes, once.
+    #[inline]
+    pub(crate) fn set_many<'a>(
+        &mut self,
+        table: TableId,
+        items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
+        changed: &mut Vec<Changed>,
+        offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+    ) {
+        let before = changed.len();
+        if !self.store.tables()[usize::from(table)].keeps_all() {
+            // Each counts towards a limit, and is held against it. They wait until all are recorded.
+            for (opcode, data) in items {
+                changed.extend(self.set(table, opcode, NewValue::Data(data), |_, _| false).changed());
+            }
+            return;
+        }
+        for (opcode, data) in items {
+            let stored = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
+            changed.extend(stored.changed());
+        }
+        self.record_sets(table, &changed[before..], offer);
     }
 
     /// Has what setting these will need brought near, all at the same time, so that setting them does not wait for memory one
@@ -176,7 +201,7 @@ impl SourceCore {
     /// pointer.
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
-        self.record_set(id, false, |_, _| false);
+        self.record_sets(table, &[Changed { index: id.index, created: false }], |_, _| false);
         Some(id)
     }
 
@@ -437,39 +462,25 @@ impl SourceCore {
         }
     }
 
-    /// S3: records a set for each destination that wants the item.
+    /// S3: records what was set for each destination that wants it.
     #[inline]
-    fn record_set(
+    fn record_sets(
         &mut self,
-        id: ItemId,
-        created: bool,
+        table: TableId,
+        changed: &[Changed],
         mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
     ) {
-        self.counters.changes += 1;
-        let keeps_all = self.store.tables()[usize::from(id.table)].keeps_all();
-        let entry = EntryId::item(id);
-        let item = self.store.item(id);
-        let mut owed = 0;
+        self.counters.changes += changed.len() as u64;
         for (session, at) in self.sessions.iter_mut().zip(0..) {
-            let Some(session) = session else { continue };
-            if !session.wants(id.table, &item.opcode) {
-                continue;
+            if let Some(session) = session {
+                session.record_sets(table, changed, &mut self.store, |frame| offer(at, frame));
             }
-            if session.send_at_once(entry, item, |frame| offer(at, frame)) {
-                continue;
-            }
-            let holds = Holds::of(item);
-            if keeps_all && created && !session.cache.entry(entry).is_sent() {
-                session.replay.handle_created(id.table);
-            }
-            let recorded = session.cache.record(entry, holds, item.change);
-            session.counters.coalesced += u64::from(recorded.coalesced);
-            owed += u32::from(recorded.is_new);
         }
-        if !keeps_all {
-            self.store.owe(id, owed);
-            self.give_up_overrun(id.table);
-            self.store.vacate_if_unowed(id);
+        if !self.store.tables()[usize::from(table)].keeps_all() {
+            self.give_up_overrun(table);
+            for &Changed { index, .. } in changed {
+                self.store.vacate_if_unowed(ItemId { table, index });
+            }
         }
     }
 

@@ -119,6 +119,26 @@ pub(crate) enum Stored {
     Created(ItemId),
 }
 
+/// An item of a table that was given a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Its place in the table.
+    pub(crate) index: u32,
+    /// It was not there, or was a tombstone.
+    pub(crate) created: bool,
+}
+
+impl Stored {
+    #[inline]
+    pub(super) fn changed(self) -> Option<Changed> {
+        match self {
+            Stored::Unchanged => None,
+            Stored::Updated(id) => Some(Changed { index: id.index, created: false }),
+            Stored::Created(id) => Some(Changed { index: id.index, created: true }),
+        }
+    }
+}
+
 impl Store {
     pub(crate) fn new(first_seq: SyncSeq) -> Store {
         Store { tables: Vec::new(), last_change: ChangeNumber::before(first_seq) }
@@ -184,7 +204,7 @@ impl Store {
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
     /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
     /// before the application said it to all.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn set(&mut self, id: TableId, opcode: &Opcode, value: NewValue<'_>, always: bool) -> Stored {
         let table = &mut self.tables[usize::from(id)];
         let index = table.find(opcode);
@@ -384,7 +404,7 @@ impl Store {
 }
 
 /// Whether these are the same bytes. Values that differ mostly do so early on, and comparing all is a call.
-#[inline]
+#[inline(always)]
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     one.first_chunk::<8>() == other.first_chunk::<8>() && one == other
 }

@@ -79,6 +79,7 @@
 //! whose words then hold the first position (cursors, start) and zero (waits). It does not hide the data from the
 //! consumer's process before they are published: memory that is mapped can be read.
 
+mod combine;
 mod consumer;
 mod error;
 mod handshake;

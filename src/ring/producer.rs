@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use super::combine::Combined;
 use super::error::RingError;
 use super::handshake::Handshake;
 use super::layout::{Geometry, Header, is_aligned, record_bytes};
@@ -27,6 +28,8 @@ pub(crate) struct Producer<M> {
     kept_from: u64,
     /// Where the tail was when it was last looked whether the ring can begin anew.
     looked: u64,
+    /// The last of what is staged, which has yet to be copied into the ring.
+    combined: Combined,
     handshake: Handshake,
 }
 
@@ -59,6 +62,7 @@ impl<M: ProducerMemory> Producer<M> {
             head: position,
             kept_from: position,
             looked: position,
+            combined: Combined::default(),
             handshake: Handshake::default(),
         }
     }
@@ -107,6 +111,24 @@ impl<M: ProducerMemory> Producer<M> {
         pieces: [&[u8]; N],
     ) -> Result<bool, RingError> {
         let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let bytes = record_bytes(len);
+        if self.combined.has_room_for(bytes) {
+            self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
+            self.tail = self.tail.wrapping_add(bytes);
+            return Ok(true);
+        }
+        self.try_write_directly(len, head, pieces)
+    }
+
+    /// Writes a record into the ring: the first of a message, since there may be no other, and whatever cannot join those
+    /// before it.
+    #[inline(always)]
+    fn try_write_directly<const H: usize, const N: usize>(
+        &mut self,
+        len: usize,
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) -> Result<bool, RingError> {
         self.check_length(len);
         if self.tail == self.published && self.geometry.is_behind_hot_bytes(self.tail, self.looked) {
             self.begin_anew_if_drained()?;
@@ -116,8 +138,9 @@ impl<M: ProducerMemory> Producer<M> {
             return Ok(false);
         }
 
-        // Beyond the tail the consumer does not read, so the order of these writes does not matter: the store
-        // of the tail in `publish` comes after all of them.
+        self.write_combined();
+        // Beyond the published tail the consumer does not read, so the order of these writes does not matter: the store of the
+        // tail in `publish` comes after all of them.
         if padding > 0 {
             self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
         }
@@ -125,9 +148,11 @@ impl<M: ProducerMemory> Producer<M> {
         let header = Header::record(len).to_bytes();
         self.memory.copy_in_record(self.geometry.offset(start), header, head, pieces);
         self.tail = start.wrapping_add(record_bytes(len));
-        if self.free_bytes() > 2 * FETCHED_AHEAD_BYTES {
+        let free = self.free_bytes();
+        if free > 2 * FETCHED_AHEAD_BYTES {
             self.memory.prefetch(self.geometry.offset(self.tail.wrapping_add(FETCHED_AHEAD_BYTES)));
         }
+        self.combined.open(free.min(self.geometry.to_end(self.tail)));
         Ok(true)
     }
 
@@ -159,6 +184,7 @@ impl<M: ProducerMemory> Producer<M> {
         if self.tail == self.published {
             return false;
         }
+        self.write_combined();
         // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
         // load of the tail, in `Consumer::refresh_tail`.
         self.memory.store_own(Word::Cursor, self.tail, Release);
@@ -198,6 +224,16 @@ impl<M: ProducerMemory> Producer<M> {
     /// Tells the consumer that this side is awake.
     pub(crate) fn stop_waiting(&mut self) {
         self.handshake.stop_waiting(&self.memory);
+    }
+
+    /// Copies what was combined to where it belongs: before the tail.
+    #[inline]
+    fn write_combined(&mut self) {
+        let combined = self.combined.close();
+        if !combined.is_empty() {
+            let start = self.tail.wrapping_sub(combined.len() as u64);
+            self.memory.copy_in(self.geometry.offset(start), combined);
+        }
     }
 
     #[inline]

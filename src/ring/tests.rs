@@ -26,6 +26,34 @@ fn staged_records_are_unseen_until_published() {
 }
 
 #[test]
+fn messages_arrive_whole_however_many_records_they_have() {
+    const CAPACITY: u64 = 1 << 16;
+    let (mut producer, mut consumer) = ring(CAPACITY);
+    let mut random = Random::new(0xC0B);
+    let mut scratch = Vec::new();
+    for message in 0..2000 {
+        let mut records = Vec::new();
+        for _ in 0..1 + random.below(100) {
+            let longest = if random.below(30) == 0 { producer.max_payload() } else { 300 };
+            let payload = random_payload(&mut random, longest);
+            if !write(&mut producer, &payload) {
+                break;
+            }
+            records.push(payload);
+        }
+        assert_eq!(read(&mut consumer), Ok(None), "nothing of message {message} is published");
+        producer.publish();
+        for (at, record) in records.iter().enumerate() {
+            let found = consumer.try_read(&mut scratch).unwrap();
+            assert_eq!(found, Some(&record[..]), "record {at} of message {message}");
+        }
+        assert_eq!(read(&mut consumer), Ok(None));
+        consumer.release();
+    }
+    assert!(producer.written() > 50 * CAPACITY, "it went round the ring often");
+}
+
+#[test]
 fn room_comes_back_only_with_release() {
     let (mut producer, mut consumer) = ring(64);
     for _ in 0..4 {

@@ -8,7 +8,7 @@ use super::{FORKED, Handle};
 use crate::link::application;
 use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
-use crate::proto::store::{ItemId, NewValue, OtherValue, Stored, TableId, Value};
+use crate::proto::store::{Changed, ItemId, NewValue, OtherValue, Stored, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
 
 /// One of a source's tables: a set of items, each with an opcode that is its own in this table. Cheap to clone, and usable
@@ -99,10 +99,12 @@ impl Table {
     ) -> Result<Sent, SetError> {
         let mut items = items.into_iter().fuse().peekable();
         let mut sent = Sent::Unchanged;
+        let (mut batch, mut changed) =
+            (Vec::with_capacity(CHANGES_PER_LOCK), Vec::with_capacity(CHANGES_PER_LOCK));
         while items.peek().is_some() {
             let mut error = None;
             // The application's iterator runs without the lock.
-            let mut batch = Vec::with_capacity(CHANGES_PER_LOCK);
+            batch.clear();
             for (opcode, value) in items.by_ref().take(CHANGES_PER_LOCK) {
                 match opcode.to_opcode().map_err(SetError::from).and_then(|opcode| {
                     self.check_length(&opcode, value.as_ref().len())?;
@@ -115,7 +117,7 @@ impl Table {
                     }
                 }
             }
-            sent = sent.and(self.set_batch(batch)?);
+            sent = sent.and(self.set_batch(&batch, &mut changed)?);
             if let Some(error) = error {
                 return Err(error);
             }
@@ -193,19 +195,18 @@ impl Table {
     }
 
     /// Sets items whose opcodes and lengths were checked.
-    fn set_batch<V: AsRef<[u8]>>(&self, batch: Vec<(Opcode, V)>) -> Result<Sent, SetError> {
-        let mut changed = Vec::with_capacity(batch.len());
+    fn set_batch<V: AsRef<[u8]>>(
+        &self,
+        batch: &[(Opcode, V)],
+        changed: &mut Vec<Changed>,
+    ) -> Result<Sent, SetError> {
+        changed.clear();
         let mut state = self.lock()?;
         state.core.prefetch(self.id, batch.iter().map(|(opcode, _)| opcode));
-        for (opcode, value) in &batch {
-            let value = NewValue::Data(value.as_ref());
-            match self.handle.shared.set(&mut state, self.id, opcode, value) {
-                Stored::Unchanged => {}
-                Stored::Created(item) | Stored::Updated(item) => changed.push(item),
-            }
-        }
+        let items = batch.iter().map(|(opcode, value)| (opcode, value.as_ref()));
+        self.handle.shared.set_many(&mut state, self.id, items, changed);
         let all_sent = self.handle.shared.publish(&mut state);
-        let waiting = |item: &ItemId| state.core.is_waiting(*item);
+        let waiting = |item: &Changed| state.core.is_waiting(ItemId { table: self.id, index: item.index });
         let deferred = !all_sent && changed.iter().any(waiting);
         Ok(match (deferred, changed.is_empty()) {
             (true, _) => Sent::Deferred,

@@ -68,9 +68,17 @@ impl<'a> Frame<'a> {
         };
         let (opcode, _) = self.body();
         let opcode_len = u8::try_from(opcode.len()).expect("an Opcode has at most 255 bytes");
-        let [o0, o1, o2, o3] = (self.ordinal as u32).to_ne_bytes();
-        let [t0, t1] = self.table.to_ne_bytes();
-        let last = [o0, o1, o2, o3, t0, t1, kind, opcode_len];
+        // Put together in a register, as a ring's header is.
+        let parts = [
+            (u64::from(self.ordinal as u32), 0, 32),
+            (self.table.into(), 32, 16),
+            (kind.into(), 48, 8),
+            (opcode_len.into(), 56, 8),
+        ];
+        let last = parts.iter().fold(0, |word, (part, at, bits)| {
+            word | part << if cfg!(target_endian = "little") { *at } else { 64 - at - bits }
+        });
+        let last = last.to_ne_bytes();
         [self.change.value().to_ne_bytes(), extra.to_ne_bytes(), last]
     }
 

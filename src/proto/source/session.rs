@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, SyncCache};
 use super::super::replay::Replay;
 use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::super::store::{Item, ItemId, Store, TableId, Value};
+use super::super::store::{Changed, ItemId, Store, TableId, Value};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 use crate::subscription::{Selection, Subscription};
@@ -140,29 +140,81 @@ impl Session {
         self.read_owed = false;
     }
 
-    /// Offers the frame of a change that has just been made, if it may go at once: nothing waits, the destination was sent the item
-    /// before, and its entry holds data. Answers whether it was taken (S2).
-    #[inline(always)]
-    pub(super) fn send_at_once(
+    /// S3: records what was set of a table. What may go at once is offered (S2).
+    #[inline]
+    pub(super) fn record_sets(
         &mut self,
-        entry: EntryId,
-        item: &Item,
-        offer: impl FnOnce(&Frame<'_>) -> bool,
-    ) -> bool {
-        let Value::Data(value) = &item.value else { return false };
-        if !self.replay.is_over() {
-            return false;
+        table: TableId,
+        mut changed: &[Changed],
+        store: &mut Store,
+        mut offer: impl FnMut(&Frame<'_>) -> bool,
+    ) {
+        if self.selections[usize::from(table)].is_none() {
+            return;
         }
-        let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
-        let Item { change, .. } = *item;
-        let sent = self.cache.send_at_once(entry, change, |ordinal| {
-            offer(&Frame { change, ordinal, table: entry.table, payload })
+        while !changed.is_empty() {
+            let sent = self.send_at_once(table, changed, store, &mut offer);
+            let Some((&next, behind)) = changed[sent..].split_first() else { return };
+            self.record_set(table, next, store);
+            changed = behind;
+        }
+    }
+
+    /// Offers the frames of changes that have just been made, as long as they may go at once: nothing waits, the destination was
+    /// sent the item before, and its entry holds data. Answers how many of them are in the ring.
+    #[inline(always)]
+    fn send_at_once(
+        &mut self,
+        table: TableId,
+        changed: &[Changed],
+        store: &Store,
+        mut offer: impl FnMut(&Frame<'_>) -> bool,
+    ) -> usize {
+        let Some(selection) = &self.selections[usize::from(table)] else { return 0 };
+        if !self.replay.is_over() {
+            return 0;
+        }
+        let items = store.tables()[usize::from(table)].items();
+        let mut frames = 0;
+        let sent = self.cache.send_at_once(table, changed, items, |item, ordinal| {
+            let Value::Data(value) = &item.value else { return false };
+            let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
+            let taken = selection.takes(&item.opcode)
+                && offer(&Frame { change: item.change, ordinal, table, payload });
+            frames += u64::from(taken);
+            taken
         });
-        if sent {
-            self.counters.sent += 1;
+        if frames > 0 {
+            self.counters.sent += frames;
             self.read_went = false;
         }
+        self.counters.coalesced += sent as u64 - frames;
         sent
+    }
+
+    /// Records a change that does not go at once, if the destination wants the item.
+    #[inline(never)]
+    fn record_set(&mut self, table: TableId, changed: Changed, store: &mut Store) {
+        let id = ItemId { table, index: changed.index };
+        let item = store.item(id);
+        if !self.wants(table, &item.opcode) {
+            return;
+        }
+        let (entry, keeps_all) = (EntryId::item(id), store.tables()[usize::from(table)].keeps_all());
+        let before = self.cache.entry(entry);
+        if before.is_unacked() && before.change() == item.change {
+            // It was set twice, and recorded with its newest value.
+            self.counters.coalesced += 1;
+            return;
+        }
+        if keeps_all && changed.created && !before.is_sent() {
+            self.replay.handle_created(table);
+        }
+        let recorded = self.cache.record(entry, Holds::of(item), item.change);
+        self.counters.coalesced += u64::from(recorded.coalesced);
+        if !keeps_all && recorded.is_new {
+            store.owe(id, 1);
+        }
     }
 
     /// S2: a frame is in the ring.

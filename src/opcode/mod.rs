@@ -9,12 +9,15 @@
 //!
 //! An opcode carries no types: two processes that share a table agree on its shape, as they agree on its values.
 
+mod inline;
+
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU8;
+
+use inline::{INLINE_BYTES, Inline, Words, words_of};
 
 /// Identifies an item within its table: up to 255 bytes, ordered, hashable, printable.
 ///
@@ -37,29 +40,6 @@ enum Bytes {
     Inline(Inline),
     Heap(Box<[u8]>),
 }
-
-/// The bytes of a short opcode, from where the opcode itself begins, so that its [`Words`] do not lie across a multiple of 8
-/// bytes.
-#[derive(Clone)]
-#[repr(C, align(8))]
-struct Inline {
-    /// Zeroes behind the opcode's end.
-    bytes: [u8; INLINE_BYTES],
-    /// One more than their number; 0 tells the other form.
-    length_and_one: NonZeroU8,
-}
-
-/// All that a short opcode is: its bytes, the first one lowest, and in the upper two bytes its length.
-///
-/// An opcode that was just made is looked up next. What was stored in words must be loaded in the same words, or the load waits
-/// until the stores are in the cache, see [`ProducerMemory::copy_in_record`](crate::ring::ProducerMemory::copy_in_record). So opcodes
-/// are made, hashed and compared in words, and are not moved meanwhile.
-type Words = [u64; 3];
-
-/// Opcodes up to this length need no allocation. It makes an opcode as large as three words.
-const INLINE_BYTES: usize = 22;
-/// Where the length begins in the last of the words.
-const LENGTH_SHIFT: u32 = 48;
 
 const _: () = assert!(size_of::<Opcode>() == 24);
 
@@ -92,7 +72,7 @@ impl Opcode {
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
-            Bytes::Inline(inline) => &inline.bytes[..inline.length()],
+            Bytes::Inline(inline) => inline.as_bytes(),
             Bytes::Heap(bytes) => bytes,
         }
     }
@@ -115,68 +95,6 @@ impl Opcode {
             _ => Err(OpcodeError::Shape { opcode: self.clone(), expected: std::any::type_name::<T>() }),
         }
     }
-}
-
-impl Inline {
-    /// The first `length` bytes of these words, in which the others are zero.
-    #[inline]
-    fn new([first, second, third]: Words, length: usize) -> Inline {
-        let mut bytes = [0; INLINE_BYTES];
-        bytes[..8].copy_from_slice(&first.to_le_bytes());
-        bytes[8..16].copy_from_slice(&second.to_le_bytes());
-        bytes[16..20].copy_from_slice(&(third as u32).to_le_bytes());
-        bytes[20..].copy_from_slice(&((third >> 32) as u16).to_le_bytes());
-        Inline { bytes, length_and_one: NonZeroU8::MIN.saturating_add(length as u8) }
-    }
-
-    #[inline]
-    fn length(&self) -> usize {
-        usize::from(self.length_and_one.get() - 1)
-    }
-
-    #[inline]
-    fn words(&self) -> Words {
-        let (first, second) = (word_at(&self.bytes, 0), word_at(&self.bytes, 8));
-        let [b0, b1, b2, b3, b4, b5] = *self.bytes.last_chunk().expect("more than six bytes");
-        let third = u64::from(u32::from_le_bytes([b0, b1, b2, b3]))
-            | u64::from(u16::from_le_bytes([b4, b5])) << 32
-            | u64::from(self.length_and_one.get()) << LENGTH_SHIFT;
-        [first, second, third]
-    }
-}
-
-/// Up to 24 bytes, in words, with zeroes behind them.
-#[inline]
-fn words_of(bytes: &[u8]) -> Words {
-    [word_at(bytes, 0), word_at(bytes, 8), word_at(bytes, 16)]
-}
-
-/// The word at this place, with zeroes in place of what is not there.
-#[inline]
-fn word_at(bytes: &[u8], at: usize) -> u64 {
-    let rest = bytes.get(at..).unwrap_or(&[]);
-    match rest.first_chunk() {
-        Some(word) => u64::from_le_bytes(*word),
-        None => short_word(rest),
-    }
-}
-
-/// Less than eight bytes, in a word.
-#[inline]
-fn short_word(mut rest: &[u8]) -> u64 {
-    let (mut word, mut shift) = (0, 0);
-    if let Some((four, after)) = rest.split_first_chunk() {
-        word = u64::from(u32::from_le_bytes(*four));
-        (shift, rest) = (32, after);
-    }
-    if let Some((two, after)) = rest.split_first_chunk() {
-        word |= u64::from(u16::from_le_bytes(*two)) << shift;
-        (shift, rest) = (shift + 16, after);
-    }
-    if let Some(byte) = rest.first() {
-        word |= u64::from(*byte) << shift;
-    }
-    word
 }
 
 impl PartialEq for Opcode {
