@@ -43,6 +43,25 @@ impl Bench {
         self.core.set(self.table, &key.to_opcode().unwrap(), NewValue::Data(value), |_, _| false);
     }
 
+    /// Sets these in one batch, and answers what was sent at once: for so many records there is room.
+    fn set_many(&mut self, items: &[(u32, &[u8])], room: usize) -> Vec<(u32, Vec<u8>)> {
+        let opcodes: Vec<_> = items.iter().map(|(key, _)| key.to_opcode().unwrap()).collect();
+        let batch = opcodes.iter().zip(items).map(|(opcode, (_, value))| (opcode, *value));
+        let (mut changed, mut offered) = (Vec::new(), Vec::new());
+        self.core.set_many(self.table, batch, &mut changed, |_, frame| {
+            let Payload::Set { opcode, value, .. } = frame.payload else { panic!("{frame:?}") };
+            let key = u32::from_be_bytes(opcode.try_into().unwrap());
+            let taken = offered.len() < room;
+            if taken {
+                self.sent.push(frame.change.seq());
+                offered.push((key, value.to_vec()));
+            }
+            taken
+        });
+        assert_eq!(changed.len(), items.len());
+        offered
+    }
+
     /// Sends all that waits; answers how many records that was.
     fn pump(&mut self) -> usize {
         let before = self.sent.len();
@@ -75,6 +94,44 @@ impl Bench {
     fn next_wake(&self) -> Option<Instant> {
         self.core.poll_timeout(self.session, self.now)
     }
+}
+
+#[test]
+fn of_an_item_that_a_batch_sets_twice_the_newest_value_goes_once() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    for key in [1, 2] {
+        bench.set(key, b"before");
+    }
+    let named = bench.pump();
+    assert_eq!(named, 2);
+    (1..=named).for_each(|ordinal| bench.ack(ordinal));
+    let sent = bench.set_many(&[(1, b"a"), (2, b"b"), (1, b"c"), (3, b"new"), (3, b"newer"), (2, b"d")], 9);
+    assert_eq!(sent, [(1, b"c".to_vec()), (2, b"d".to_vec())], "the third was never sent, and waits");
+    let state = bench.core.session_state(bench.session).unwrap();
+    assert_eq!((state.unacked, state.counters.coalesced), (3, 3));
+    assert_eq!(bench.pump(), 1);
+    (3..=5).for_each(|ordinal| bench.ack(ordinal));
+    assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 0);
+}
+
+#[test]
+fn what_of_a_batch_finds_no_room_waits_behind_what_did() {
+    let mut bench = Bench::new(ResendPolicy::default());
+    for key in 1..=4 {
+        bench.set(key, b"before");
+    }
+    bench.pump();
+    (1..=4).for_each(|ordinal| bench.ack(ordinal));
+    let sent = bench.set_many(&[(1, b"a"), (2, b"b"), (3, b"c"), (1, b"d"), (4, b"e")], 1);
+    assert_eq!(sent, [(1, b"d".to_vec())]);
+    let mut waiting = Vec::new();
+    while let Some(outgoing) = bench.core.poll_frame(bench.session) {
+        let Payload::Set { value, .. } = outgoing.frame.payload else { panic!("{outgoing:?}") };
+        waiting.push(value.to_vec());
+        let entry = outgoing.entry;
+        bench.core.handle_sent(bench.session, entry);
+    }
+    assert_eq!(waiting, [b"b", b"c", b"e"]);
 }
 
 #[test]

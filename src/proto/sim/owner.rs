@@ -272,6 +272,16 @@ impl Owner {
         match call {
             Call::Set(_, version) => {
                 let value = version.to_ne_bytes();
+                if version % 3 == 0 {
+                    // What a batch sets first is nothing that a destination may be told.
+                    let untold = u64::MAX.to_ne_bytes();
+                    let batch = [(opcode, &untold[..]), (opcode, &value[..])];
+                    let mut changed = Vec::new();
+                    source.set_many(table, batch.into_iter(), &mut changed, &mut offer);
+                    assert_eq!(changed.len(), 2, "each is another value");
+                    seen.note_if(before == Some(true), Hazard::SetTwice);
+                    return;
+                }
                 // Every other one in a buffer that the store keeps.
                 let mut set = || {
                     let buffer = OtherValue::Buffer(RefCell::new(value[..].into()));

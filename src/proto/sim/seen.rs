@@ -47,6 +47,7 @@ pub(super) enum Hazard {
     SnapshotOlder,
     KindChanged,
     EqualValue,
+    SetTwice,
     Overrun,
     FlushDone,
     FlushInReplay,
@@ -57,7 +58,7 @@ pub(super) enum Hazard {
 }
 
 /// Each with words for a person, in the order of the enum.
-const HAZARDS: [(Hazard, &str); 49] = [
+const HAZARDS: [(Hazard, &str); 50] = [
     (Hazard::RecordLost, "a record was lost"),
     (Hazard::RecordRepeated, "a record came twice"),
     (Hazard::RecordLate, "a record came after later ones"),
@@ -100,6 +101,7 @@ const HAZARDS: [(Hazard, &str); 49] = [
     (Hazard::SnapshotOlder, "an entry got a newer number while its data was read"),
     (Hazard::KindChanged, "an entry changed between data and pointer"),
     (Hazard::EqualValue, "an equal value was set"),
+    (Hazard::SetTwice, "a batch set an item twice"),
     (Hazard::Overrun, "a destination had too many tombstones"),
     (Hazard::FlushDone, "a flush was done"),
     (Hazard::FlushInReplay, "a flush waited for a replay"),
