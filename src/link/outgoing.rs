@@ -258,7 +258,7 @@ impl<P: Platform> OutgoingLink<P> {
     }
 
     /// Makes a message of what is written, and rings the destination if it sleeps.
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self) -> Result<(), LinkError> {
         self.sent_since_drain += std::mem::take(&mut self.staged);
         if self.changes.publish() && self.changes.consumer_must_be_rung() {

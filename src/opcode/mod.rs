@@ -98,7 +98,7 @@ impl Opcode {
 }
 
 impl PartialEq for Opcode {
-    #[inline]
+    #[inline(always)]
     fn eq(&self, other: &Opcode) -> bool {
         match (self.words(), other.words()) {
             (Some([a, b, c]), Some([d, e, f])) => (a ^ d) | (b ^ e) | (c ^ f) == 0,

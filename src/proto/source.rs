@@ -40,6 +40,9 @@ pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 pub(crate) use super::cache::MAX_FLUSHES;
 pub(crate) use session::SessionCounters;
 
+/// Data of a batch that is stored before it is recorded, about: an eighth of what the nearest cache mostly has.
+const MAX_UNRECORDED_BYTES: usize = 4096;
+
 /// A session's place; used again once its destination is gone.
 pub(crate) type SessionId = usize;
 
@@ -162,17 +165,16 @@ impl SourceCore {
         stored
     }
 
-    /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. All are in the store before
-    /// the first is offered, so of an item that is set twice the newest value goes, once.
+    /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. As many as stay in the nearest
+    /// cache are stored before the first of them is offered, so if one of them is set twice its newest value goes, once.
     #[inline]
     pub(crate) fn set_many<'a>(
         &mut self,
         table: TableId,
-        items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
+        mut items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
         changed: &mut Vec<Changed>,
-        offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
     ) {
-        let before = changed.len();
         if !self.store.tables()[usize::from(table)].keeps_all() {
             // Each counts towards a limit, and is held against it. They wait until all are recorded.
             for (opcode, data) in items {
@@ -180,11 +182,20 @@ impl SourceCore {
             }
             return;
         }
-        for (opcode, data) in items {
-            let stored = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
-            changed.extend(stored.changed());
+        loop {
+            let (before, mut bytes) = (changed.len(), 0);
+            while bytes < MAX_UNRECORDED_BYTES
+                && let Some((opcode, data)) = items.next()
+            {
+                let stored = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
+                changed.extend(stored.changed());
+                bytes += size_of::<Opcode>() + data.len();
+            }
+            if bytes == 0 {
+                return;
+            }
+            self.record_sets(table, &changed[before..], &mut offer);
         }
-        self.record_sets(table, &changed[before..], offer);
     }
 
     /// Has what setting these will need brought near, all at the same time, so that setting them does not wait for memory one

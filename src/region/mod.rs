@@ -361,38 +361,49 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         return unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
-    let mut at = 0;
-    while at + 64 <= len {
-        for part in 0..4 {
-            // SAFETY: within what the caller promises.
-            unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
+    // What a piece of one size leaves over is copied with the last such piece of all, even if that repeats a few bytes.
+    match len {
+        16.. => {
+            let mut at = 0;
+            while at + 64 <= len {
+                for part in 0..4 {
+                    // SAFETY: within what the caller promises.
+                    unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
+                }
+                at += 64;
+            }
+            while at + 16 <= len {
+                // SAFETY: within what the caller promises.
+                unsafe { copy_one::<[u8; 16]>(from, to, at) };
+                at += 16;
+            }
+            if at < len {
+                // SAFETY: within what the caller promises.
+                unsafe { copy_one::<[u8; 16]>(from, to, len - 16) };
+            }
         }
-        at += 64;
-    }
-    while at + 16 <= len {
         // SAFETY: within what the caller promises.
-        unsafe { copy_one::<[u8; 16]>(from, to, at) };
-        at += 16;
-    }
-    if len & 8 != 0 {
+        8.. => unsafe { copy_ends::<[u8; 8]>(from, to, len) },
         // SAFETY: within what the caller promises.
-        unsafe { copy_one::<[u8; 8]>(from, to, at) };
-        at += 8;
-    }
-    if len & 4 != 0 {
+        4.. => unsafe { copy_ends::<[u8; 4]>(from, to, len) },
         // SAFETY: within what the caller promises.
-        unsafe { copy_one::<[u8; 4]>(from, to, at) };
-        at += 4;
-    }
-    if len & 2 != 0 {
+        2.. => unsafe { copy_ends::<[u8; 2]>(from, to, len) },
         // SAFETY: within what the caller promises.
-        unsafe { copy_one::<[u8; 2]>(from, to, at) };
-        at += 2;
+        1 => unsafe { copy_one::<u8>(from, to, 0) },
+        0 => {}
     }
-    if len & 1 != 0 {
-        // SAFETY: within what the caller promises.
-        unsafe { copy_one::<u8>(from, to, at) };
-    }
+}
+
+/// Copies `len` bytes that are one `T` to two long.
+///
+/// # Safety
+/// As for [`copy`].
+#[inline(always)]
+unsafe fn copy_ends<T>(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: within what the caller promises.
+    unsafe { copy_one::<T>(from, to, 0) };
+    // SAFETY: within what the caller promises.
+    unsafe { copy_one::<T>(from, to, len - size_of::<T>()) };
 }
 
 /// # Safety

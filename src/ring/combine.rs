@@ -25,10 +25,20 @@ impl Combined {
         record_bytes <= self.room as u64
     }
 
+    #[inline(always)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Up to so many bytes may come, in one piece of the ring. There are none yet.
-    #[inline]
     pub(super) fn open(&mut self, bytes: u64) {
         self.room = bytes.min(CAPACITY_BYTES as u64) as usize;
+    }
+
+    /// Nothing joins what is here any more.
+    #[inline(always)]
+    pub(super) fn close(&mut self) {
+        self.room = 0;
     }
 
     /// Adds a record, for which there is room: a header and what is behind it. Bytes up to its end are those of an earlier record.
@@ -60,10 +70,8 @@ impl Combined {
         self.room -= record_bytes as usize;
     }
 
-    /// Nothing joins these any more. Answers all of them; they are no more here then.
-    #[inline]
-    pub(super) fn close(&mut self) -> &[u8] {
-        self.room = 0;
+    /// All that is here, which is no more here then.
+    pub(super) fn take(&mut self) -> &[u8] {
         &self.bytes[..std::mem::take(&mut self.len)]
     }
 }

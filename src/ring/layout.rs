@@ -29,7 +29,7 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
 }
 
 /// Behind so many bytes the producer looks whether the ring is empty and can begin anew: half of what the nearest cache of a
-/// processor mostly has. See [`Geometry::is_behind_hot_bytes`].
+/// processor mostly has. See [`Geometry::until_look`].
 const HOT_BYTES: u64 = 16384;
 
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
@@ -69,15 +69,16 @@ impl Geometry {
         max_payload_bytes(self.capacity)
     }
 
-    /// Whether a position is behind the hot bytes, and a quarter of them from where that was last asked.
+    /// How many bytes there are until it is time to look whether the ring can begin anew: to the end of the hot bytes, and a
+    /// quarter of them from where that was last looked for.
     ///
     /// While the consumer keeps up, the same cache lines at the start of the ring serve again and again, and stay in the nearest
     /// caches of both sides: going round a large ring instead, a round trip took twice as long. Whether the ring is empty is
     /// looked at here only: that costs a line of the peer's.
-    #[inline]
-    pub(super) fn is_behind_hot_bytes(self, position: u64, looked: u64) -> bool {
+    pub(super) fn until_look(self, position: u64, looked: u64) -> u64 {
         let offset = position & (self.capacity - 1);
-        offset >= self.hot_bytes && position.wrapping_sub(looked) >= self.hot_bytes / 4
+        let since = position.wrapping_sub(looked);
+        self.hot_bytes.saturating_sub(offset).max((self.hot_bytes / 4).saturating_sub(since))
     }
 
     /// The place in the ring of a position.

@@ -28,10 +28,17 @@ pub(crate) struct Producer<M> {
     kept_from: u64,
     /// Where the tail was when it was last looked whether the ring can begin anew.
     looked: u64,
+    /// So many bytes can be written at the tail, when nothing is staged, with nothing to be looked at or checked.
+    easy: u64,
+    /// Meanwhile lines are fetched ahead.
+    fetches: bool,
     /// The last of what is staged, which has yet to be copied into the ring.
     combined: Combined,
     handshake: Handshake,
 }
+
+/// Longer records are several lines in one piece anyway, and worth no second copy.
+const LONGEST_COMBINED_BYTES: u64 = 512;
 
 /// So far ahead of what is written the lines that come next are taken from the consumer, which has read them the lap before; not if
 /// it may have yet to read them.
@@ -62,6 +69,8 @@ impl<M: ProducerMemory> Producer<M> {
             head: position,
             kept_from: position,
             looked: position,
+            easy: 0,
+            fetches: false,
             combined: Combined::default(),
             handshake: Handshake::default(),
         }
@@ -117,43 +126,74 @@ impl<M: ProducerMemory> Producer<M> {
             self.tail = self.tail.wrapping_add(bytes);
             return Ok(true);
         }
-        self.try_write_directly(len, head, pieces)
+        if self.tail == self.published && bytes <= self.easy {
+            self.easy -= bytes;
+            self.write(len, head, pieces);
+            return Ok(true);
+        }
+        self.try_write_with_care(len, head, pieces)
     }
 
-    /// Writes a record into the ring: the first of a message, since there may be no other, and whatever cannot join those
-    /// before it.
-    #[inline(always)]
-    fn try_write_directly<const H: usize, const N: usize>(
+    /// Stages a record after a look at everything, and finds out until when that is not needed.
+    #[inline(never)]
+    fn try_write_with_care<const H: usize, const N: usize>(
         &mut self,
         len: usize,
         head: [[u8; 8]; H],
         pieces: [&[u8]; N],
     ) -> Result<bool, RingError> {
         self.check_length(len);
-        if self.tail == self.published && self.geometry.is_behind_hot_bytes(self.tail, self.looked) {
+        let is_first = self.tail == self.published;
+        if is_first && self.geometry.until_look(self.tail, self.looked) == 0 {
             self.begin_anew_if_drained()?;
         }
+        let bytes = record_bytes(len);
         let padding = self.padding_before(len);
-        if !self.has_room(padding + record_bytes(len))? {
+        if !self.has_room(padding + bytes)? {
             return Ok(false);
         }
-
         self.write_combined();
+        (self.easy, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
+        if !is_first && bytes <= LONGEST_COMBINED_BYTES {
+            // What follows another is combined with what follows it, as far as they lie in one piece.
+            self.combined.open(self.free_bytes().min(self.geometry.to_end(self.tail)));
+            if self.combined.has_room_for(bytes) {
+                self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
+                self.tail = self.tail.wrapping_add(bytes);
+                return Ok(true);
+            }
+            self.combined.close();
+        }
+        if padding > 0 {
+            // As in `write`.
+            self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
+            self.tail = self.tail.wrapping_add(padding);
+        }
+        self.write(len, head, pieces);
+        self.find_easy_bytes();
+        Ok(true)
+    }
+
+    /// Writes a record at the tail, where there is room for it.
+    #[inline(always)]
+    fn write<const H: usize, const N: usize>(&mut self, len: usize, head: [[u8; 8]; H], pieces: [&[u8]; N]) {
         // Beyond the published tail the consumer does not read, so the order of these writes does not matter: the store of the
         // tail in `publish` comes after all of them.
-        if padding > 0 {
-            self.memory.copy_in(self.geometry.offset(self.tail), &Header::padding(padding).to_bytes());
-        }
-        let start = self.tail.wrapping_add(padding);
         let header = Header::record(len).to_bytes();
-        self.memory.copy_in_record(self.geometry.offset(start), header, head, pieces);
-        self.tail = start.wrapping_add(record_bytes(len));
-        let free = self.free_bytes();
-        if free > 2 * FETCHED_AHEAD_BYTES {
+        self.memory.copy_in_record(self.geometry.offset(self.tail), header, head, pieces);
+        self.tail = self.tail.wrapping_add(record_bytes(len));
+        if self.fetches {
             self.memory.prefetch(self.geometry.offset(self.tail.wrapping_add(FETCHED_AHEAD_BYTES)));
         }
-        self.combined.open(free.min(self.geometry.to_end(self.tail)));
-        Ok(true)
+    }
+
+    /// Until the ring's end, the next look whether it can begin anew, and where it is full; no longer than a record.
+    fn find_easy_bytes(&mut self) {
+        let free = self.free_bytes();
+        let in_one_piece = self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4);
+        let easy = in_one_piece.min(self.geometry.until_look(self.tail, self.looked));
+        self.fetches = free > easy + 2 * FETCHED_AHEAD_BYTES;
+        self.easy = easy.min(free);
     }
 
     /// As [`try_write_headed`](Self::try_write_headed), of pieces alone.
@@ -185,6 +225,7 @@ impl<M: ProducerMemory> Producer<M> {
             return false;
         }
         self.write_combined();
+        self.combined.close();
         // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
         // load of the tail, in `Consumer::refresh_tail`.
         self.memory.store_own(Word::Cursor, self.tail, Release);
@@ -229,8 +270,8 @@ impl<M: ProducerMemory> Producer<M> {
     /// Copies what was combined to where it belongs: before the tail.
     #[inline]
     fn write_combined(&mut self) {
-        let combined = self.combined.close();
-        if !combined.is_empty() {
+        if !self.combined.is_empty() {
+            let combined = self.combined.take();
             let start = self.tail.wrapping_sub(combined.len() as u64);
             self.memory.copy_in(self.geometry.offset(start), combined);
         }

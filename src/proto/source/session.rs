@@ -175,15 +175,13 @@ impl Session {
             return 0;
         }
         let items = store.tables()[usize::from(table)].items();
-        let mut frames = 0;
+        let first = self.cache.next_ordinal();
         let sent = self.cache.send_at_once(table, changed, items, |item, ordinal| {
             let Value::Data(value) = &item.value else { return false };
             let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
-            let taken = selection.takes(&item.opcode)
-                && offer(&Frame { change: item.change, ordinal, table, payload });
-            frames += u64::from(taken);
-            taken
+            selection.takes(&item.opcode) && offer(&Frame { change: item.change, ordinal, table, payload })
         });
+        let frames = self.cache.next_ordinal() - first;
         if frames > 0 {
             self.counters.sent += frames;
             self.read_went = false;
