@@ -40,8 +40,10 @@ pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 pub(crate) use super::cache::MAX_FLUSHES;
 pub(crate) use session::SessionCounters;
 
-/// Data of a batch that is stored before it is recorded, about: an eighth of what the nearest cache mostly has.
-const MAX_UNRECORDED_BYTES: usize = 4096;
+/// Data of a batch that is stored before any of it is recorded: about a quarter of what the nearest cache mostly has.
+const UNRECORDED_BYTES: usize = 8192;
+/// Longer data is recorded at once: to have the records behind each other gains nothing then.
+const LONGEST_UNRECORDED_BYTES: usize = 512;
 
 /// A session's place; used again once its destination is gone.
 pub(crate) type SessionId = usize;
@@ -184,12 +186,15 @@ impl SourceCore {
         }
         loop {
             let (before, mut bytes) = (changed.len(), 0);
-            while bytes < MAX_UNRECORDED_BYTES
+            while bytes < UNRECORDED_BYTES
                 && let Some((opcode, data)) = items.next()
             {
                 let stored = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
                 changed.extend(stored.changed());
-                bytes += size_of::<Opcode>() + data.len();
+                bytes += match data.len() {
+                    short @ ..=LONGEST_UNRECORDED_BYTES => size_of::<Opcode>() + short,
+                    _ => UNRECORDED_BYTES,
+                };
             }
             if bytes == 0 {
                 return;
