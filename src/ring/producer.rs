@@ -153,16 +153,14 @@ impl<M: ProducerMemory> Producer<M> {
             return Ok(false);
         }
         self.write_combined();
+        self.combined.close();
         (self.easy, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
-        if !is_first && bytes <= LONGEST_COMBINED_BYTES {
+        if !is_first && padding == 0 && bytes <= LONGEST_COMBINED_BYTES {
             // What follows another is combined with what follows it, as far as they lie in one piece.
-            self.combined.open(self.free_bytes().min(self.geometry.to_end(self.tail)));
-            if self.combined.has_room_for(bytes) {
-                self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
-                self.tail = self.tail.wrapping_add(bytes);
-                return Ok(true);
-            }
-            self.combined.close();
+            self.combined.open(self.free_bytes().min(self.in_one_piece()));
+            self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
+            self.tail = self.tail.wrapping_add(bytes);
+            return Ok(true);
         }
         if padding > 0 {
             // As in `write`.
@@ -187,11 +185,15 @@ impl<M: ProducerMemory> Producer<M> {
         }
     }
 
-    /// Until the ring's end, the next look whether it can begin anew, and where it is full; no longer than a record.
+    /// The bytes up to the ring's end; no more than a record may have.
+    fn in_one_piece(&self) -> u64 {
+        self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4)
+    }
+
+    /// Those up to the next look whether the ring can begin anew, and to where it is full.
     fn find_easy_bytes(&mut self) {
         let free = self.free_bytes();
-        let in_one_piece = self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4);
-        let easy = in_one_piece.min(self.geometry.until_look(self.tail, self.looked));
+        let easy = self.in_one_piece().min(self.geometry.until_look(self.tail, self.looked));
         self.fetches = free > easy + 2 * FETCHED_AHEAD_BYTES;
         self.easy = easy.min(free);
     }

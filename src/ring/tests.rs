@@ -363,6 +363,16 @@ fn ring_with_something_to_read_is_not_begun_anew() {
 }
 
 #[test]
+#[should_panic(expected = "a record of 1017 bytes does not fit this ring, whose longest has 1016")]
+fn too_long_a_record_is_refused_behind_others_too() {
+    let (mut producer, _consumer) = ring(4096);
+    for _ in 0..3 {
+        assert!(write(&mut producer, &[1; 8]));
+    }
+    write(&mut producer, &[1; 1017]);
+}
+
+#[test]
 #[should_panic(expected = "a record of 9 bytes does not fit this ring, whose longest has 8")]
 fn oversize_record_is_the_callers_fault() {
     let (mut producer, _consumer) = ring(64);
