@@ -9,6 +9,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("store_own(Word::Cursor, self.tail, «Release»)", "Relaxed")],
     },
     Mutant {
+        fault: "the tail is stored before what was combined is in the ring",
+        file: "ring/producer.rs",
+        edits: &[
+            ("«self.write_combined();» self.combined.close(); // Publishes the staged", ""),
+            ("«self.published = self.tail;» true", "{ self.published = self.tail; self.write_combined(); }"),
+        ],
+    },
+    Mutant {
         fault: "no Acquire behind the load of the tail: records may be read before they were written",
         file: "ring/consumer.rs",
         edits: &[("«self.memory.fence(Acquire);»", "")],
