@@ -29,7 +29,7 @@ pub(crate) struct Producer<M> {
     /// Where the tail was when it was last looked whether the ring can begin anew.
     looked: u64,
     /// So many bytes can be written at the tail, when nothing is staged, with nothing to be looked at or checked.
-    easy: u64,
+    runway: u64,
     /// Meanwhile lines are fetched ahead.
     fetches: bool,
     /// The last of what is staged, which has yet to be copied into the ring.
@@ -69,7 +69,7 @@ impl<M: ProducerMemory> Producer<M> {
             head: position,
             kept_from: position,
             looked: position,
-            easy: 0,
+            runway: 0,
             fetches: false,
             combined: Combined::default(),
             handshake: Handshake::default(),
@@ -126,8 +126,8 @@ impl<M: ProducerMemory> Producer<M> {
             self.tail = self.tail.wrapping_add(bytes);
             return Ok(true);
         }
-        if self.tail == self.published && bytes <= self.easy {
-            self.easy -= bytes;
+        if self.tail == self.published && bytes <= self.runway {
+            self.runway -= bytes;
             self.write(len, head, pieces);
             return Ok(true);
         }
@@ -154,7 +154,7 @@ impl<M: ProducerMemory> Producer<M> {
         }
         self.write_combined();
         self.combined.close();
-        (self.easy, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
+        (self.runway, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
         if !is_first && padding == 0 && bytes <= LONGEST_COMBINED_BYTES {
             // What follows another is combined with what follows it, as far as they lie in one piece.
             self.combined.open(self.free_bytes().min(self.in_one_piece()));
@@ -168,7 +168,7 @@ impl<M: ProducerMemory> Producer<M> {
             self.tail = self.tail.wrapping_add(padding);
         }
         self.write(len, head, pieces);
-        self.find_easy_bytes();
+        self.find_runway();
         Ok(true)
     }
 
@@ -191,11 +191,11 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Those up to the next look whether the ring can begin anew, and to where it is full.
-    fn find_easy_bytes(&mut self) {
+    fn find_runway(&mut self) {
         let free = self.free_bytes();
-        let easy = self.in_one_piece().min(self.geometry.until_look(self.tail, self.looked));
-        self.fetches = free > easy + 2 * FETCHED_AHEAD_BYTES;
-        self.easy = easy.min(free);
+        let runway = self.in_one_piece().min(self.geometry.until_look(self.tail, self.looked));
+        self.fetches = free > runway + 2 * FETCHED_AHEAD_BYTES;
+        self.runway = runway.min(free);
     }
 
     /// As [`try_write_headed`](Self::try_write_headed), of pieces alone.

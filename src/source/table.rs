@@ -87,8 +87,8 @@ impl Table {
     }
 
     /// As [`Table::set`] for each of these, with one lock and one message for some dozens of them. Others may publish in
-    /// between: a batch is quicker than single calls, and no transaction. Of an item that is set twice, destinations may be sent the
-    /// newest value only, as from single calls that are quicker than they are.
+    /// between: a batch is quicker than single calls, and no transaction. Of an item that a batch sets twice, destinations may be
+    /// sent the newest value only, as they may of one that is set twice within a moment.
     ///
     /// Answers [`Sent::Deferred`] if that is so for any of them, [`Sent::Unchanged`] if for all.
     ///

@@ -69,15 +69,13 @@ impl<'a> Frame<'a> {
         let (opcode, _) = self.body();
         let opcode_len = u8::try_from(opcode.len()).expect("an Opcode has at most 255 bytes");
         // Put together in a register, as a ring's header is.
-        let parts = [
-            (u64::from(self.ordinal as u32), 0, 32),
-            (self.table.into(), 32, 16),
-            (kind.into(), 48, 8),
-            (opcode_len.into(), 56, 8),
-        ];
-        let last = parts.iter().fold(0, |word, (part, at, bits)| {
-            word | part << if cfg!(target_endian = "little") { *at } else { 64 - at - bits }
-        });
+        let (ordinal, table) = (u64::from(self.ordinal as u32), u64::from(self.table));
+        let (kind, opcode_len) = (u64::from(kind), u64::from(opcode_len));
+        let last = if cfg!(target_endian = "little") {
+            ordinal | table << 32 | kind << 48 | opcode_len << 56
+        } else {
+            ordinal << 32 | table << 16 | kind << 8 | opcode_len
+        };
         let last = last.to_ne_bytes();
         [self.change.value().to_ne_bytes(), extra.to_ne_bytes(), last]
     }
