@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Choices, Saw};
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::source::{SessionId, SourceConfig, SourceCore};
-use crate::proto::store::{NewValue, Stored, TableId, Value};
+use crate::proto::store::{NewValue, TableId, Value};
 use crate::proto::{ProtocolError, ResendPolicy};
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -100,7 +100,7 @@ impl World<'_> {
         let value = self.choices.bytes(2);
         let takes = self.choices.one_in(2);
         let sessions = &mut self.sessions;
-        let stored = self.core.set(table, &opcode, NewValue::Data(value), |id, frame| {
+        let changed = self.core.set(table, &opcode, NewValue::Data(value), |id, frame| {
             let session = sessions.iter_mut().find(|(other, _)| *other == id);
             let (_, session) = session.expect("an offer to nobody");
             if takes {
@@ -109,7 +109,7 @@ impl World<'_> {
             }
             takes
         });
-        if stored == Stored::Unchanged {
+        if changed.is_none() {
             saw("unchanged");
         }
     }

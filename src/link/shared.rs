@@ -18,7 +18,7 @@ use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
-use crate::proto::store::{Changed, NewValue, Stored, TableId};
+use crate::proto::store::{Changed, NewValue, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
 use crate::subscription::Subscription;
@@ -131,7 +131,7 @@ impl<P: Platform> Shared<P> {
         table: TableId,
         opcode: &Opcode,
         value: NewValue<'_>,
-    ) -> Stored {
+    ) -> Option<Changed> {
         let State { core, links, .. } = state;
         core.set(table, opcode, value, |session, frame| {
             links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))

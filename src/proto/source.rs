@@ -26,7 +26,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{Changed, Item, ItemId, NewValue, Store, Stored, TableId};
+use super::store::{Changed, Item, ItemId, NewValue, Store, TableId};
 use crate::opcode::Opcode;
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -151,7 +151,7 @@ impl SourceCore {
     /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination.
     ///
     /// Where nothing has to go before it, its frame is offered at once, and `offer` says whether it has put it in the ring (S2).
-    /// What it declines waits, and [`SourceCore::poll_frame`] has it.
+    /// What it declines waits, and [`SourceCore::poll_frame`] has it. `None` if the item had this value already.
     #[inline]
     pub(crate) fn set(
         &mut self,
@@ -159,12 +159,10 @@ impl SourceCore {
         opcode: &Opcode,
         value: NewValue<'_>,
         offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
-    ) -> Stored {
-        let stored = self.store.set(table, opcode, value, self.config.send_equal);
-        if let Some(changed) = stored.changed() {
-            self.record_sets(table, &[changed], offer);
-        }
-        stored
+    ) -> Option<Changed> {
+        let changed = self.store.set(table, opcode, value, self.config.send_equal)?;
+        self.record_sets(table, &[changed], offer);
+        Some(changed)
     }
 
     /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. As many as stay in the nearest
@@ -180,7 +178,7 @@ impl SourceCore {
         if !self.store.tables()[usize::from(table)].keeps_all() {
             // Each counts towards a limit, and is held against it. They wait until all are recorded.
             for (opcode, data) in items {
-                changed.extend(self.set(table, opcode, NewValue::Data(data), |_, _| false).changed());
+                changed.extend(self.set(table, opcode, NewValue::Data(data), |_, _| false));
             }
             return;
         }
@@ -189,8 +187,7 @@ impl SourceCore {
             while bytes < UNRECORDED_BYTES
                 && let Some((opcode, data)) = items.next()
             {
-                let stored = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
-                changed.extend(stored.changed());
+                changed.extend(self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal));
                 bytes += match data.len() {
                     short @ ..=LONGEST_UNRECORDED_BYTES => size_of::<Opcode>() + short,
                     _ => UNRECORDED_BYTES,

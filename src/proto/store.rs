@@ -108,17 +108,6 @@ pub(crate) enum OtherValue<'a> {
     Buffer(RefCell<ValueBytes>),
 }
 
-/// What [`Store::set`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stored {
-    /// The item had this value already.
-    Unchanged,
-    /// A live item has a new value.
-    Updated(ItemId),
-    /// The item was not there, or was a tombstone.
-    Created(ItemId),
-}
-
 /// An item of a table that was given a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Changed {
@@ -126,17 +115,6 @@ pub(crate) struct Changed {
     pub(crate) index: u32,
     /// It was not there, or was a tombstone.
     pub(crate) created: bool,
-}
-
-impl Stored {
-    #[inline]
-    pub(super) fn changed(self) -> Option<Changed> {
-        match self {
-            Stored::Unchanged => None,
-            Stored::Updated(id) => Some(Changed { index: id.index, created: false }),
-            Stored::Created(id) => Some(Changed { index: id.index, created: true }),
-        }
-    }
 }
 
 impl Store {
@@ -203,9 +181,15 @@ impl Store {
 
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
     /// value in a table that does not keep its items: what is here may be what an enumeration has named to one destination
-    /// before the application said it to all.
+    /// before the application said it to all. `None` if the item had this value already.
     #[inline(always)]
-    pub(crate) fn set(&mut self, id: TableId, opcode: &Opcode, value: NewValue<'_>, always: bool) -> Stored {
+    pub(crate) fn set(
+        &mut self,
+        id: TableId,
+        opcode: &Opcode,
+        value: NewValue<'_>,
+        always: bool,
+    ) -> Option<Changed> {
         let table = &mut self.tables[usize::from(id)];
         let index = table.find(opcode);
         // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
@@ -217,30 +201,30 @@ impl Store {
             && old.len() == new.len()
         {
             if !always && is_same(old, new) {
-                return Stored::Unchanged;
+                return None;
             }
             self.last_change = self.last_change.next();
             item.change = self.last_change;
             old.copy_from_slice(new);
-            return Stored::Updated(ItemId { table: id, index });
+            return Some(Changed { index, created: false });
         }
         self.set_otherwise(id, opcode, index, value, always)
     }
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
     /// place of data, or not in such a table.
-    fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Stored> {
+    fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Option<Changed>> {
         let table = &mut self.tables[usize::from(id.table)];
         let item = &mut table.items[id.index as usize];
         let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention) else { return None };
         let mut new = buffer.borrow_mut();
         if !always && *old == *new {
-            return Some(Stored::Unchanged);
+            return Some(None);
         }
         self.last_change = self.last_change.next();
         item.change = self.last_change;
         std::mem::swap(old, &mut new);
-        Some(Stored::Updated(id))
+        Some(Some(Changed { index: id.index, created: false }))
     }
 
     /// Has the items of these opcodes brought near, as far as they are found, and tells of each. Nothing if there are so few
@@ -277,7 +261,7 @@ impl Store {
         index: Option<u32>,
         value: NewValue<'_>,
         always: bool,
-    ) -> Stored {
+    ) -> Option<Changed> {
         if let (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) = (value, index)
             && let Some(stored) = self.trade(ItemId { table: id, index }, buffer, always)
         {
@@ -291,7 +275,7 @@ impl Store {
             let value = Value::from_new(value);
             let item = Item { opcode: opcode.clone(), value, change, created, owed: 0 };
             let index = table.insert(item);
-            return Stored::Created(ItemId { table: id, index });
+            return Some(Changed { index, created: true });
         };
         let keeps_all = table.keeps_all();
         let item = &mut table.items[index as usize];
@@ -308,8 +292,7 @@ impl Store {
         }
         table.pointers += u32::from(matches!(value, NewValue::Other(OtherValue::Pointer(_))));
         table.pointers -= u32::from(was_pointer);
-        let id = ItemId { table: id, index };
-        if was_removed { Stored::Created(id) } else { Stored::Updated(id) }
+        Some(Changed { index, created: was_removed })
     }
 
     /// The data that an item's pointer leads to has changed: a change of the item, of which only the number is new. `None`
@@ -526,10 +509,16 @@ mod tests {
     fn an_equal_value_is_no_change_unless_asked_for() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        assert!(matches!(store.set(table, &key, NewValue::Data(b"a"), false), Stored::Created(_)));
-        assert_eq!(store.set(table, &key, NewValue::Data(b"a"), false), Stored::Unchanged);
+        assert_eq!(
+            store.set(table, &key, NewValue::Data(b"a"), false),
+            Some(Changed { index: 0, created: true })
+        );
+        assert_eq!(store.set(table, &key, NewValue::Data(b"a"), false), None);
         assert_eq!(store.last_change().seq(), SyncSeq::from(1));
-        assert!(matches!(store.set(table, &key, NewValue::Data(b"a"), true), Stored::Updated(_)));
+        assert_eq!(
+            store.set(table, &key, NewValue::Data(b"a"), true),
+            Some(Changed { index: 0, created: false })
+        );
         assert_eq!(store.last_change().seq(), SyncSeq::from(2));
     }
 
@@ -543,8 +532,8 @@ mod tests {
             for at in 0..len {
                 value[at] = 1;
                 let stored = store.set(table, &key, NewValue::Data(&value), false);
-                assert!(matches!(stored, Stored::Updated(_)), "byte {at} of {len}: {stored:?}");
-                assert_eq!(store.set(table, &key, NewValue::Data(&value), false), Stored::Unchanged);
+                assert_eq!(stored, Some(Changed { index: 0, created: false }), "byte {at} of {len}");
+                assert_eq!(store.set(table, &key, NewValue::Data(&value), false), None);
             }
         }
     }
@@ -585,7 +574,7 @@ mod tests {
         assert!(store.find(table, &a).is_none());
         assert_eq!(
             store.set(table, &b, NewValue::Data(b"b"), false),
-            Stored::Created(gone),
+            Some(Changed { index: gone.index, created: true }),
             "the place is used again"
         );
     }
@@ -600,7 +589,10 @@ mod tests {
         assert_eq!(store.find(table, &key).unwrap().created, first);
         let id = store.remove(table, &key).unwrap();
         store.owe(id, 1);
-        assert_eq!(store.set(table, &key, NewValue::Data(b"b"), false), Stored::Created(id));
+        assert_eq!(
+            store.set(table, &key, NewValue::Data(b"b"), false),
+            Some(Changed { index: id.index, created: true })
+        );
         assert!(store.find(table, &key).unwrap().created > first);
         assert_eq!(store.tables()[0].live, 1);
     }

@@ -8,7 +8,7 @@ use super::{FORKED, Handle};
 use crate::link::application;
 use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
-use crate::proto::store::{Changed, ItemId, NewValue, OtherValue, Stored, TableId, Value};
+use crate::proto::store::{Changed, ItemId, NewValue, OtherValue, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
 
 /// One of a source's tables: a set of items, each with an opcode that is its own in this table. Cheap to clone, and usable
@@ -190,8 +190,8 @@ impl Table {
     fn set_value(&self, opcode: &Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
         let mut state = self.lock()?;
         match self.handle.shared.set(&mut state, self.id, opcode, value) {
-            Stored::Unchanged => Ok(Sent::Unchanged),
-            Stored::Created(item) | Stored::Updated(item) => Ok(self.publish(&mut state, item)),
+            None => Ok(Sent::Unchanged),
+            Some(Changed { index, .. }) => Ok(self.publish(&mut state, ItemId { table: self.id, index })),
         }
     }
 
