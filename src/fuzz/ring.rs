@@ -14,7 +14,7 @@ const MAX_CALLS: usize = 512;
 /// A read looks at the cursor and the start, with a fence between, at two headers and one payload.
 const MAX_READ_ACCESSES: u64 = 6;
 /// A write looks at the cursor, with a fence, when it may begin anew and when there is no room; it writes two headers and one
-/// payload.
+/// payload. One that is behind others does not begin anew, but may write what was combined.
 const MAX_WRITE_ACCESSES: u64 = 7;
 
 pub(super) fn run(input: &[u8], saw: Saw<'_>) {

@@ -37,9 +37,9 @@ impl Inline {
     #[inline]
     pub(super) fn new([first, second, third]: Words, length: usize) -> Inline {
         assert!(length <= INLINE_BYTES, "{length} bytes do not fit {INLINE_BYTES}");
-        let length_and_one = NonZeroU64::MIN.saturating_add(length as u64).get() << LENGTH_SHIFT;
-        let third =
-            NonZeroU64::new((third | length_and_one).to_le()).expect("the length and one is not zero");
+        debug_assert!(third >> LENGTH_SHIFT == 0, "there is something behind the opcode's end");
+        let third = third | (length as u64 + 1) << LENGTH_SHIFT;
+        let third = NonZeroU64::new(third.to_le()).expect("the length and one is not zero");
         Inline { first: first.to_le(), second: second.to_le(), third }
     }
 
@@ -50,7 +50,8 @@ impl Inline {
 
     #[inline]
     pub(super) fn as_bytes(&self) -> &[u8] {
-        // SAFETY: it is three words, one behind the other, all of whose bytes are there; bytes need no alignment.
+        // SAFETY: `repr(C)` puts the three words one behind the other, without padding, so that all 24 bytes are initialised; bytes
+        // need no alignment, and are borrowed for as long as `self` is.
         let bytes: &[u8; size_of::<Inline>()] = unsafe { &*ptr::from_ref(self).cast() };
         &bytes[..self.length()]
     }

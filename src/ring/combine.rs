@@ -11,7 +11,7 @@ const CAPACITY_BYTES: usize = 4096;
 /// Whole records, as they will lie in the ring, and how many more may join them.
 #[derive(Debug, Default)]
 pub(super) struct Combined {
-    /// Allocated with the first record.
+    /// Allocated when it is first opened.
     bytes: Vec<u8>,
     len: usize,
     /// Bytes that may be put behind those.
@@ -32,6 +32,9 @@ impl Combined {
 
     /// Up to so many bytes may come, in one piece of the ring. There are none yet.
     pub(super) fn open(&mut self, bytes: u64) {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; CAPACITY_BYTES];
+        }
         self.room = bytes.min(CAPACITY_BYTES as u64) as usize;
     }
 
@@ -50,9 +53,6 @@ impl Combined {
         head: [[u8; 8]; H],
         pieces: [&[u8]; N],
     ) {
-        if self.bytes.is_empty() {
-            self.bytes = vec![0; CAPACITY_BYTES];
-        }
         let (start, end) = (self.len, self.len + record_bytes as usize);
         let record = &mut self.bytes[start..end];
         let (words, mut rest) = record.split_at_mut(size_of_val(&header) + size_of_val(&head));

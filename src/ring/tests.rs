@@ -373,6 +373,15 @@ fn too_long_a_record_is_refused_behind_others_too() {
 }
 
 #[test]
+#[should_panic(expected = "a record of 1017 bytes does not fit this ring, whose longest has 1016")]
+fn too_long_a_record_is_refused_behind_a_message_too() {
+    let (mut producer, _consumer) = ring(4096);
+    assert!(write(&mut producer, &[1; 8]));
+    producer.publish();
+    write(&mut producer, &[1; 1017]);
+}
+
+#[test]
 #[should_panic(expected = "a record of 9 bytes does not fit this ring, whose longest has 8")]
 fn oversize_record_is_the_callers_fault() {
     let (mut producer, _consumer) = ring(64);

@@ -149,19 +149,17 @@ impl Session {
         store: &mut Store,
         mut offer: impl FnMut(&Frame<'_>) -> bool,
     ) {
-        if self.selections[usize::from(table)].is_none() {
-            return;
-        }
         while !changed.is_empty() {
-            let sent = self.send_at_once(table, changed, store, &mut offer);
-            let Some((&next, behind)) = changed[sent..].split_first() else { return };
+            let done = self.send_at_once(table, changed, store, &mut offer);
+            let Some((&next, behind)) = changed[done..].split_first() else { return };
             self.record_set(table, next, store);
             changed = behind;
         }
     }
 
     /// Offers the frames of changes that have just been made, as long as they may go at once: nothing waits, the destination was
-    /// sent the item before, and its entry holds data. Answers how many of them are in the ring.
+    /// sent the item before, and its entry holds data. Answers how many of them are done with: in the ring, or of a table of which
+    /// the destination wants nothing.
     #[inline(always)]
     fn send_at_once(
         &mut self,
@@ -170,7 +168,7 @@ impl Session {
         store: &Store,
         mut offer: impl FnMut(&Frame<'_>) -> bool,
     ) -> usize {
-        let Some(selection) = &self.selections[usize::from(table)] else { return 0 };
+        let Some(selection) = &self.selections[usize::from(table)] else { return changed.len() };
         if !self.replay.is_over() {
             return 0;
         }
