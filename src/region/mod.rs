@@ -382,11 +382,11 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 unsafe { copy_one::<[u8; 16]>(from, to, len - 16) };
             }
         }
-        // SAFETY: within what the caller promises.
+        // SAFETY: as the caller promises, and there are 8 bytes at least.
         8.. => unsafe { copy_ends::<[u8; 8]>(from, to, len) },
-        // SAFETY: within what the caller promises.
+        // SAFETY: as the caller promises, and there are 4 bytes at least.
         4.. => unsafe { copy_ends::<[u8; 4]>(from, to, len) },
-        // SAFETY: within what the caller promises.
+        // SAFETY: as the caller promises, and there are 2 bytes at least.
         2.. => unsafe { copy_ends::<[u8; 2]>(from, to, len) },
         // SAFETY: within what the caller promises.
         1 => unsafe { copy_one::<u8>(from, to, 0) },
@@ -394,10 +394,10 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
-/// Copies `len` bytes that are one `T` to two long.
+/// Copies `len` bytes that are one `T` to two long, with one at either end.
 ///
 /// # Safety
-/// As for [`copy`].
+/// As for [`copy`], and a `T` is no longer than `len`: else the last one would begin before the first.
 #[inline(always)]
 unsafe fn copy_ends<T>(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: within what the caller promises.
