@@ -51,8 +51,9 @@ pub(crate) struct Room {
     pub(crate) enough: bool,
 }
 
-/// After so many frames a publisher looks for acks; the timer does in any case.
-const FRAMES_PER_DRAIN: u32 = 32;
+/// After so many frames a publisher looks for acks, which is two cache lines that the destination has; the timer does in any case. The
+/// ack ring holds several times as many, even if each is acknowledged by itself.
+const FRAMES_PER_DRAIN: u32 = 256;
 
 /// However large the frames are, the lock is not held for longer than it takes to copy so many bytes.
 const MAX_PUMP_BYTES: usize = 1 << 20;

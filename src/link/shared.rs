@@ -18,7 +18,7 @@ use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
-use crate::proto::store::{Changed, NewValue, TableId};
+use crate::proto::store::{Changed, ItemId, NewValue, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
 use crate::subscription::Subscription;
@@ -151,6 +151,15 @@ impl<P: Platform> Shared<P> {
         core.set_many(table, items, changed, |session, frame| {
             links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
         });
+    }
+
+    /// Removes an item, as [`SourceCore::remove`]. One tombstone too many costs a destination its state, so where that is at stake its
+    /// acks are looked at before.
+    pub(crate) fn remove(&self, state: &mut State<P>, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        if state.core.is_at_bound() {
+            self.drain_acks(state);
+        }
+        state.core.remove(table, opcode)
     }
 
     /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.

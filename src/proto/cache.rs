@@ -331,11 +331,15 @@ impl SyncCache {
         let before = self.unacked;
         // Nothing else looks at the list meanwhile.
         let mut in_flight = std::mem::take(&mut self.in_flight);
-        let start = index_of(&in_flight, first);
-        let outcome = self.acknowledge_from(in_flight.range(start..), &ack, &mut deleted);
-        if let (0, Ok(covered)) = (start, &outcome) {
-            // What was sent first is mostly acknowledged first.
-            in_flight.drain(..covered);
+        let covered = index_of(&in_flight, first)..index_of(&in_flight, last + 1);
+        let records = in_flight.range(covered.clone());
+        let outcome = check_ends(&ack, records.clone());
+        if outcome.is_ok() {
+            records.for_each(|record| self.acknowledge(record, &mut deleted));
+            if covered.start == 0 {
+                // What was sent first is mostly acknowledged first.
+                in_flight.drain(covered);
+            }
         }
         self.in_flight = in_flight;
         outcome?;
@@ -343,32 +347,8 @@ impl SyncCache {
         Ok(before - self.unacked)
     }
 
-    /// Answers how many records the ack covers, from the first on.
     #[inline(always)]
-    fn acknowledge_from<'a>(
-        &mut self,
-        records: impl Iterator<Item = &'a InFlight>,
-        ack: &Ack,
-        mut deleted: impl FnMut(Deleted),
-    ) -> Result<usize, ProtocolError> {
-        let mut covered = 0;
-        for record in records.take_while(|record| record.ordinal <= ack.last) {
-            self.acknowledge(ack, record, &mut deleted)?;
-            covered += 1;
-        }
-        Ok(covered)
-    }
-
-    #[inline(always)]
-    fn acknowledge(
-        &mut self,
-        ack: &Ack,
-        record: &InFlight,
-        deleted: &mut impl FnMut(Deleted),
-    ) -> Result<(), ProtocolError> {
-        if record.ordinal == ack.first || record.ordinal == ack.last {
-            check_ends(ack, record)?;
-        }
+    fn acknowledge(&mut self, record: &InFlight, deleted: &mut impl FnMut(Deleted)) {
         if record.flushes != 0 {
             self.satisfy_flushes(*record);
         }
@@ -385,7 +365,6 @@ impl SyncCache {
         } else if self.is_newest(record) {
             deleted(self.delete(record.entry));
         }
-        Ok(())
     }
 
     /// Sends an entry that is in flight again, with its newest value and the number that it has.
@@ -597,10 +576,18 @@ impl TableEntries {
     }
 }
 
+/// Both ends of an ack are known by their sync sequence numbers, unless their records have left the list.
 #[inline]
-fn check_ends(ack: &Ack, record: &InFlight) -> Result<(), ProtocolError> {
-    for (ordinal, found) in [(ack.first, ack.first_seq), (ack.last, ack.last_seq)] {
-        if record.ordinal == ordinal && record.change.seq() != found {
+fn check_ends<'a>(
+    ack: &Ack,
+    mut covered: impl DoubleEndedIterator<Item = &'a InFlight> + Clone,
+) -> Result<(), ProtocolError> {
+    let (first, last) = (covered.clone().next(), covered.next_back());
+    for (record, ordinal, found) in [(first, ack.first, ack.first_seq), (last, ack.last, ack.last_seq)] {
+        if let Some(record) = record
+            && record.ordinal == ordinal
+            && record.change.seq() != found
+        {
             return Err(ProtocolError::AckOfOther { ordinal, found, expected: record.change.seq() });
         }
     }
@@ -608,8 +595,12 @@ fn check_ends(ack: &Ack, record: &InFlight) -> Result<(), ProtocolError> {
 }
 
 /// Where the first record from an ordinal on lies. If nothing between was dropped, the first guess is right.
+#[inline]
 fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
-    let Some(front) = in_flight.front() else { return 0 };
+    let (Some(front), Some(back)) = (in_flight.front(), in_flight.back()) else { return 0 };
+    if ordinal > back.ordinal {
+        return in_flight.len();
+    }
     let guess = ordinal.saturating_sub(front.ordinal) as usize;
     if in_flight.get(guess).is_some_and(|record| record.ordinal == ordinal) {
         return guess;

@@ -187,7 +187,10 @@ impl SourceCore {
             while bytes < UNRECORDED_BYTES
                 && let Some((opcode, data)) = items.next()
             {
-                changed.extend(self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal));
+                let set = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
+                if let Some(item) = set {
+                    changed.push(item);
+                }
                 bytes += match data.len() {
                     short @ ..=LONGEST_UNRECORDED_BYTES => size_of::<Opcode>() + short,
                     _ => UNRECORDED_BYTES,
@@ -277,6 +280,12 @@ impl SourceCore {
     pub(crate) fn detach(&mut self, id: SessionId) {
         self.drop_session(id);
         self.overrun.retain(|&other| other != id);
+    }
+
+    /// Whether a session has as many tombstones as it may.
+    pub(crate) fn is_at_bound(&self) -> bool {
+        let max = self.config.max_tombstones;
+        self.sessions.iter().flatten().any(|session| session.cache.tombstones() >= max)
     }
 
     /// Whether the session was given up because it had too many tombstones. Its link is to be closed.

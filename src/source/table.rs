@@ -98,32 +98,21 @@ impl Table {
         &self,
         items: impl IntoIterator<Item = (O, V)>,
     ) -> Result<Sent, SetError> {
-        let mut items = items.into_iter().fuse().peekable();
+        let mut items = items.into_iter();
         let mut sent = Sent::Unchanged;
         let (mut batch, mut changed) =
             (Vec::with_capacity(CHANGES_PER_LOCK), Vec::with_capacity(CHANGES_PER_LOCK));
-        while items.peek().is_some() {
-            let mut error = None;
-            // The application's iterator runs without the lock.
+        loop {
             batch.clear();
-            for (opcode, value) in items.by_ref().take(CHANGES_PER_LOCK) {
-                match opcode.to_opcode().map_err(SetError::from).and_then(|opcode| {
-                    self.check_length(&opcode, value.as_ref().len())?;
-                    Ok(opcode)
-                }) {
-                    Ok(opcode) => batch.push((opcode, value)),
-                    Err(found) => {
-                        error = Some(found);
-                        break;
-                    }
-                }
+            let taken = self.take_batch(&mut items, &mut batch);
+            if !batch.is_empty() {
+                sent = sent.and(self.set_batch(&batch, &mut changed)?);
             }
-            sent = sent.and(self.set_batch(&batch, &mut changed)?);
-            if let Some(error) = error {
-                return Err(error);
+            taken?;
+            if batch.len() < CHANGES_PER_LOCK {
+                return Ok(sent);
             }
         }
-        Ok(sent)
     }
 
     /// Removes an item.
@@ -133,7 +122,7 @@ impl Table {
     pub fn remove(&self, opcode: impl ToOpcode) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
         let mut state = self.lock()?;
-        match state.core.remove(self.id, &opcode) {
+        match self.handle.shared.remove(&mut state, self.id, &opcode) {
             Some(item) => Ok(self.publish(&mut state, item)),
             None => Ok(Sent::Unchanged),
         }
@@ -193,6 +182,24 @@ impl Table {
             None => Ok(Sent::Unchanged),
             Some(Changed { index, .. }) => Ok(self.publish(&mut state, ItemId { table: self.id, index })),
         }
+    }
+
+    /// Takes items until the batch is full, there are none, or one is wrong. The application's iterator runs without the lock.
+    #[inline]
+    fn take_batch<O: ToOpcode, V: AsRef<[u8]>>(
+        &self,
+        items: &mut impl Iterator<Item = (O, V)>,
+        batch: &mut Vec<(Opcode, V)>,
+    ) -> Result<(), SetError> {
+        for (opcode, value) in items {
+            let opcode = opcode.to_opcode()?;
+            self.check_length(&opcode, value.as_ref().len())?;
+            batch.push((opcode, value));
+            if batch.len() == CHANGES_PER_LOCK {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Sets items whose opcodes and lengths were checked.

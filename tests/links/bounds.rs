@@ -112,6 +112,22 @@ fn destination_that_stands_still_is_given_up_at_the_bound_and_nobody_else_notice
 }
 
 #[test]
+fn destination_that_keeps_up_is_not_given_up_for_acks_that_nobody_has_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source_options(dir.path()).max_tombstones(1).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set_many((0..50u32).map(|n| (n, b"x"))).unwrap();
+    table.ready();
+    let mut replica = synced_replica(dir.path());
+    until("the acks", || only_destination(&source).unacked == 0);
+    for n in 0..50u32 {
+        table.remove(n).unwrap();
+        follow(&mut replica, "the remove", |replica| replica.table("t").get(n).is_none());
+    }
+    assert_eq!((source.stats().overruns, replica.stats().attaches), (0, 1));
+}
+
+#[test]
 fn flush_says_that_a_destination_is_gone_as_soon_as_it_was_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let source = source_options(dir.path()).max_tombstones(3).create("s").unwrap();

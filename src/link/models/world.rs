@@ -144,7 +144,7 @@ impl World {
 
     pub(super) fn remove(&self, opcode: u8) {
         let mut state = self.shared.lock();
-        state.core.remove(self.table, &self::opcode(opcode)).expect("it is there");
+        self.shared.remove(&mut state, self.table, &self::opcode(opcode)).expect("it is there");
         self.shared.publish(&mut state);
     }
 
