@@ -15,8 +15,8 @@ pub(crate) fn prefetch<T>(value: &T) {
         prefetch_line(start.wrapping_add(ahead));
         ahead += LINE_BYTES;
     }
-    // It may end in one line more, unless it is so aligned that it never lies across two.
-    if size_of::<T>() > align_of::<T>() {
+    // It may end in one line more, unless it is so aligned that it never begins within one, or lies across two.
+    if align_of::<T>() < size_of::<T>().min(LINE_BYTES) {
         prefetch_line(start.wrapping_add(size_of::<T>() - 1));
     }
 }

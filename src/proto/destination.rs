@@ -143,7 +143,7 @@ impl DestinationCore {
         self.tables.iter().any(|table| {
             let wanted = self.subscription.of(&table.name).is_some();
             (!wanted || table.synced == self.attach)
-                && table.records.as_slice().iter().any(|(opcode, record)| {
+                && table.records.iter().any(|(opcode, record)| {
                     (!wanted || record.confirmed_on != self.attach) && !owes_remove(&table.owed, opcode)
                 })
         })
@@ -358,16 +358,14 @@ impl DestinationCore {
     /// The value of an item, if values are kept.
     pub(crate) fn value(&self, table: &str, opcode: &Opcode) -> Option<&[u8]> {
         let table = self.tables.iter().find(|local| &*local.name == table)?;
-        table.records.find(opcode).map(|place| table.records.value(place))
+        table.records.find(opcode).map(|place| table.records.item(place).1)
     }
 
     /// The items of a table; values are empty unless kept.
     pub(crate) fn items(&self, table: &str) -> impl ExactSizeIterator<Item = (&Opcode, &[u8])> {
-        let table = self.tables.iter().find(|local| &*local.name == table);
-        let records = table.map_or(&[][..], |table| table.records.as_slice()).iter().enumerate();
-        records.map(move |(place, (opcode, _))| {
-            (opcode, table.map_or(&[][..], |table| table.records.value(place)))
-        })
+        let records = self.tables.iter().find(|local| &*local.name == table).map(|table| &table.records);
+        let item = move |place| records.expect("there is no place without records").item(place);
+        (0..records.map_or(0, Records::len)).map(item)
     }
 
     /// Whether the ack of an item's change is owed.
@@ -388,7 +386,7 @@ impl DestinationCore {
         let at = self.tables.iter().position(|table| &*table.name == name).unwrap_or_else(|| {
             self.tables.push(LocalTable {
                 name: name.into(),
-                records: Records::new(),
+                records: Records::new(self.keep_values),
                 owed: HashMap::new(),
                 told_gone: HashSet::new(),
                 synced: 0,
@@ -397,7 +395,7 @@ impl DestinationCore {
         });
         let reserved = items.min(MAX_RESERVED - link.reserved);
         link.reserved += reserved;
-        self.tables[at].records.reserve(reserved as usize, self.keep_values);
+        self.tables[at].records.reserve(reserved as usize);
         let number = usize::from(number);
         if link.tables.len() <= number {
             link.tables.resize(number + 1, None);
@@ -451,14 +449,12 @@ impl DestinationCore {
                 let record = records.at_mut(place);
                 record.change = change;
                 record.applied_on = self.attach;
-                if self.keep_values {
-                    records.set_value(place, value);
-                }
+                records.set_value(place, value);
             }
             None => {
                 let record = Record { change, applied_on: self.attach, confirmed_on: self.attach };
                 self.stats.items += 1;
-                records.insert(opcode, record, self.keep_values.then_some(value));
+                records.insert(opcode, record, value);
             }
         }
         !deferred.get()

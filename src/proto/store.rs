@@ -22,7 +22,7 @@ use super::ValueBytes;
 use super::index::OpcodeIndex;
 use crate::huge_pages;
 use crate::opcode::Opcode;
-use crate::prefetch::prefetch;
+use crate::prefetch::{LINE_BYTES, prefetch};
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::snapshot::Pointer;
@@ -71,6 +71,7 @@ pub(crate) struct TableStore {
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
+#[repr(align(64))]
 pub(crate) struct Item {
     pub(crate) opcode: Opcode,
     pub(crate) value: Value,
@@ -80,6 +81,9 @@ pub(crate) struct Item {
     pub(crate) created: ChangeNumber,
     owed: u32,
 }
+
+/// All of an item whose value is short lies in two cache lines.
+const _: () = assert!(size_of::<Item>() == 2 * LINE_BYTES);
 
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(test, derive(Clone, Hash))]

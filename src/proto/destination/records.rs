@@ -8,7 +8,7 @@ use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::huge_pages;
 use crate::opcode::Opcode;
-use crate::prefetch::prefetch;
+use crate::prefetch::{LINE_BYTES, prefetch};
 use crate::seq::ChangeNumber;
 
 #[derive(Debug)]
@@ -29,11 +29,35 @@ pub(super) struct LocalTable {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Records {
-    entries: Vec<(Opcode, Record)>,
-    /// The records' values, at the same places, or nothing if the application keeps them itself.
-    values: Vec<ValueBytes>,
+    places: Places,
     index: OpcodeIndex,
 }
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+enum Places {
+    Valued(Vec<Valued>),
+    /// The application keeps the values itself.
+    Bare(Vec<Entry>),
+}
+
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+struct Entry {
+    opcode: Opcode,
+    record: Record,
+}
+
+/// All that a change of an item needs here, in two cache lines.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+#[repr(align(64))]
+struct Valued {
+    entry: Entry,
+    value: ValueBytes,
+}
+
+const _: () = assert!(size_of::<Valued>() == 2 * LINE_BYTES);
 
 /// So many records fill the nearer caches.
 pub(super) const FAR_RECORDS: usize = 4096;
@@ -84,16 +108,28 @@ pub(super) struct Received<'a> {
 }
 
 impl Records {
-    pub(super) fn new() -> Records {
-        Records { entries: Vec::new(), values: Vec::new(), index: OpcodeIndex::new() }
+    /// None, with their values if these are kept.
+    pub(super) fn new(keep_values: bool) -> Records {
+        let places = if keep_values { Places::Valued(Vec::new()) } else { Places::Bare(Vec::new()) };
+        Records { places, index: OpcodeIndex::new() }
     }
 
-    /// Makes room for so many records in all, if there is memory for it, and for their values if these are kept.
-    pub(super) fn reserve(&mut self, records: usize, keep_values: bool) {
-        let more = records.saturating_sub(self.entries.len());
-        let fits = huge_pages::try_reserve(&mut self.entries, more).is_ok()
-            && (!keep_values || huge_pages::try_reserve(&mut self.values, more).is_ok());
-        if fits {
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        match &self.places {
+            Places::Valued(places) => places.len(),
+            Places::Bare(places) => places.len(),
+        }
+    }
+
+    /// Makes room for so many records in all, if there is memory for it.
+    pub(super) fn reserve(&mut self, records: usize) {
+        let more = records.saturating_sub(self.len());
+        let fits = match &mut self.places {
+            Places::Valued(places) => huge_pages::try_reserve(places, more),
+            Places::Bare(places) => huge_pages::try_reserve(places, more),
+        };
+        if fits.is_ok() {
             self.index.reserve(records);
         }
     }
@@ -101,14 +137,14 @@ impl Records {
     /// The place of a record, until one is taken in or removed.
     #[inline]
     pub(super) fn find(&self, opcode: &Opcode) -> Option<usize> {
-        let is_it = |place: u32| self.entries[place as usize].0 == *opcode;
+        let is_it = |place: u32| self.entry(place as usize).opcode == *opcode;
         self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
     }
 
     /// The hash of this opcode. `None` if there are so few records that they are near in any case.
     #[inline]
     pub(super) fn hash_if_far(&self, opcode: &[u8]) -> Option<OpcodeHash> {
-        if self.entries.len() < FAR_RECORDS {
+        if self.len() < FAR_RECORDS {
             return None;
         }
         Some(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
@@ -124,28 +160,35 @@ impl Records {
     #[inline]
     pub(super) fn prefetch(&self, hash: OpcodeHash) {
         let Some(place) = self.index.likely(hash) else { return };
-        prefetch(&self.entries[place as usize]);
-        if let Some(value) = self.values.get(place as usize) {
-            prefetch(value);
+        match &self.places {
+            Places::Valued(places) => prefetch(&places[place as usize]),
+            Places::Bare(places) => prefetch(&places[place as usize]),
         }
     }
 
     /// The record at a place.
     #[inline]
     pub(super) fn at_mut(&mut self, place: usize) -> &mut Record {
-        &mut self.entries[place].1
+        match &mut self.places {
+            Places::Valued(places) => &mut places[place].entry.record,
+            Places::Bare(places) => &mut places[place].record,
+        }
     }
 
-    /// The value at a place; empty unless values are kept.
+    /// The item at a place; its value is empty unless values are kept.
     #[inline]
-    pub(super) fn value(&self, place: usize) -> &[u8] {
-        self.values.get(place).map_or(&[], |value| value)
+    pub(super) fn item(&self, place: usize) -> (&Opcode, &[u8]) {
+        match &self.places {
+            Places::Valued(places) => (&places[place].entry.opcode, &places[place].value),
+            Places::Bare(places) => (&places[place].opcode, &[]),
+        }
     }
 
-    /// Replaces the value at a place where one is kept.
+    /// Replaces the value at a place, if values are kept.
     #[inline]
     pub(super) fn set_value(&mut self, place: usize, value: &[u8]) {
-        let kept = &mut self.values[place];
+        let Places::Valued(places) = &mut self.places else { return };
+        let kept = &mut places[place].value;
         let bytes = &mut kept[..];
         if bytes.len() == value.len() {
             bytes.copy_from_slice(value);
@@ -159,23 +202,26 @@ impl Records {
 
     #[inline]
     pub(super) fn get(&self, opcode: &Opcode) -> Option<&Record> {
-        self.find(opcode).map(|place| &self.entries[place].1)
+        self.find(opcode).map(|place| &self.entry(place).record)
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, opcode: &Opcode) -> Option<&mut Record> {
-        self.find(opcode).map(|place| &mut self.entries[place].1)
+        self.find(opcode).map(|place| self.at_mut(place))
     }
 
-    /// Takes in a record that is not here yet, with its value or without: all of one or all of the other kind.
-    pub(super) fn insert(&mut self, opcode: Opcode, record: Record, value: Option<&[u8]>) {
-        let place = u32::try_from(self.entries.len()).expect("memory ends before 2^32 items");
-        self.index.insert(self.index.hash(&opcode), place);
-        huge_pages::push(&mut self.entries, (opcode, record));
-        let Some(value) = value else { return };
+    /// Takes in a record that is not here yet, with its value if values are kept.
+    pub(super) fn insert(&mut self, opcode: Opcode, record: Record, value: &[u8]) {
+        let place = self.len();
+        let number = u32::try_from(place).expect("memory ends before 2^32 items");
+        self.index.insert(self.index.hash(&opcode), number);
+        let entry = Entry { opcode, record };
+        match &mut self.places {
+            Places::Valued(places) => huge_pages::push(places, Valued { entry, value: ValueBytes::new() }),
+            Places::Bare(places) => huge_pages::push(places, entry),
+        }
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
-        huge_pages::push(&mut self.values, ValueBytes::new());
-        self.set_value(place as usize, value);
+        self.set_value(place, value);
     }
 
     pub(super) fn remove(&mut self, opcode: &Opcode) -> Option<Record> {
@@ -185,33 +231,44 @@ impl Records {
 
     /// Removes what `goes` says, and answers how many that were.
     pub(super) fn remove_where(&mut self, mut goes: impl FnMut(&Opcode, &Record) -> bool) -> usize {
-        let before = self.entries.len();
+        let before = self.len();
         let mut place = 0;
-        while let Some((opcode, record)) = self.entries.get(place) {
+        while place < self.len() {
+            let Entry { opcode, record } = self.entry(place);
             if goes(opcode, record) {
                 self.remove_at(place);
             } else {
                 place += 1;
             }
         }
-        before - self.entries.len()
+        before - self.len()
     }
 
-    pub(super) fn as_slice(&self) -> &[(Opcode, Record)] {
-        &self.entries
+    /// All records, in the order of their places.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Opcode, &Record)> {
+        let entries = (0..self.len()).map(|place| self.entry(place));
+        entries.map(|Entry { opcode, record }| (opcode, record))
+    }
+
+    #[inline]
+    fn entry(&self, place: usize) -> &Entry {
+        match &self.places {
+            Places::Valued(places) => &places[place].entry,
+            Places::Bare(places) => &places[place],
+        }
     }
 
     /// The last record takes the place of the one that goes.
     fn remove_at(&mut self, place: usize) -> Record {
-        self.index.remove(self.index.hash(&self.entries[place].0), place as u32);
-        let last = self.entries.len() - 1;
+        self.index.remove(self.index.hash(&self.entry(place).opcode), place as u32);
+        let last = self.len() - 1;
         if place < last {
-            self.index.replace(self.index.hash(&self.entries[last].0), last as u32, place as u32);
+            self.index.replace(self.index.hash(&self.entry(last).opcode), last as u32, place as u32);
         }
-        if !self.values.is_empty() {
-            self.values.swap_remove(place);
+        match &mut self.places {
+            Places::Valued(places) => places.swap_remove(place).entry.record,
+            Places::Bare(places) => places.swap_remove(place).record,
         }
-        self.entries.swap_remove(place).1
     }
 }
 
@@ -297,11 +354,10 @@ mod hash {
     impl Hash for LocalTable {
         fn hash<H: Hasher>(&self, state: &mut H) {
             (&self.name, self.synced).hash(state);
-            let records = self.records.as_slice().iter().enumerate();
-            hash_sorted(
-                records.map(|(at, (opcode, record))| (opcode, (record, self.records.value(at)))),
-                state,
-            );
+            let records = self.records.iter().enumerate();
+            let valued =
+                records.map(|(place, (opcode, record))| (opcode, (record, self.records.item(place).1)));
+            hash_sorted(valued, state);
             hash_sorted(self.owed.iter(), state);
             self.told_gone.iter().collect::<std::collections::BTreeSet<_>>().hash(state);
         }
@@ -324,13 +380,13 @@ mod tests {
         let lengths = [0, 1, 63, 64, 65, 300];
         let value = |len: usize, of: u8| vec![of; len];
         for (before, after) in lengths.iter().flat_map(|before| lengths.map(|after| (*before, after))) {
-            let mut records = Records::new();
+            let mut records = Records::new(true);
             for (key, len) in [(1u32, before), (2, 7), (3, before)] {
                 let record = Record { change: ChangeNumber::NONE, applied_on: 1, confirmed_on: 1 };
-                records.insert(key.to_opcode().unwrap(), record, Some(&value(len, key as u8)));
+                records.insert(key.to_opcode().unwrap(), record, &value(len, key as u8));
             }
             records.set_value(0, &value(after, 9));
-            let found: Vec<_> = (0..3).map(|place| records.value(place).to_vec()).collect();
+            let found: Vec<_> = (0..3).map(|place| records.item(place).1.to_vec()).collect();
             assert_eq!(
                 found,
                 [value(after, 9), value(7, 2), value(before, 3)],
@@ -339,7 +395,7 @@ mod tests {
             // The last takes the place of the one that goes, with its value.
             records.remove(&1u32.to_opcode().unwrap());
             let place = records.find(&3u32.to_opcode().unwrap()).unwrap();
-            assert_eq!(records.value(place), value(before, 3));
+            assert_eq!(records.item(place).1, value(before, 3));
         }
     }
 }
