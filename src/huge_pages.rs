@@ -5,6 +5,7 @@
 //! page more than it needs.
 
 use std::collections::TryReserveError;
+use std::iter;
 
 use crate::sys::advice;
 
@@ -18,6 +19,15 @@ pub(crate) fn push<T>(vec: &mut Vec<T>, item: T) {
         reserve(vec, 1);
     }
     vec.push(item);
+}
+
+/// As [`push`], of an item that is made where it stays.
+#[inline]
+pub(crate) fn push_with<T>(vec: &mut Vec<T>, make: impl FnOnce() -> T) {
+    if vec.len() == vec.capacity() {
+        reserve(vec, 1);
+    }
+    vec.extend(iter::once_with(make));
 }
 
 /// As [`Vec::reserve`].

@@ -215,12 +215,14 @@ impl Records {
         let place = self.len();
         let number = u32::try_from(place).expect("memory ends before 2^32 items");
         self.index.insert(self.index.hash(&opcode), number);
-        let entry = Entry { opcode, record };
-        match &mut self.places {
-            Places::Valued(places) => huge_pages::push(places, Valued { entry, value: ValueBytes::new() }),
-            Places::Bare(places) => huge_pages::push(places, entry),
-        }
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
+        match &mut self.places {
+            Places::Valued(places) => huge_pages::push_with(places, || {
+                let entry = Entry { opcode, record };
+                Valued { entry, value: ValueBytes::new() }
+            }),
+            Places::Bare(places) => huge_pages::push_with(places, || Entry { opcode, record }),
+        }
         self.set_value(place, value);
     }
 
