@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
                 }",
             ),
             (
-                "record.change = change; record.applied_on = self.attach; «» if self.keep_values {",
+                "record.change = change; record.applied_on = self.attach; «» records.set_value(place, value);",
                 "record.confirmed_on = self.attach;",
             ),
         ],
