@@ -12,18 +12,9 @@ use crate::sys::advice;
 /// Memory from this size on.
 const LARGE_BYTES: usize = 4 << 20;
 
-/// As [`Vec::push`].
+/// As [`Vec::push`], of an item that is made where it stays.
 #[inline]
-pub(crate) fn push<T>(vec: &mut Vec<T>, item: T) {
-    if vec.len() == vec.capacity() {
-        reserve(vec, 1);
-    }
-    vec.push(item);
-}
-
-/// As [`push`], of an item that is made where it stays.
-#[inline]
-pub(crate) fn push_with<T>(vec: &mut Vec<T>, make: impl FnOnce() -> T) {
+pub(crate) fn push<T>(vec: &mut Vec<T>, make: impl FnOnce() -> T) {
     if vec.len() == vec.capacity() {
         reserve(vec, 1);
     }
@@ -102,7 +93,7 @@ mod tests {
         }
         let large = 4 * LARGE_BYTES / 8;
         let mut pushed = Vec::new();
-        (0..large as u64).for_each(|n| push(&mut pushed, n));
+        (0..large as u64).for_each(|n| push(&mut pushed, || n));
         assert!(pushed.iter().copied().eq(0..large as u64));
         assert!(is_advised(&pushed), "pushed one by one");
         let (mut reserved, mut tried) = (Vec::new(), Vec::new());

@@ -187,8 +187,8 @@ impl SourceCore {
             while bytes < UNRECORDED_BYTES
                 && let Some((opcode, data)) = items.next()
             {
-                let set = self.store.set(table, opcode, NewValue::Data(data), self.config.send_equal);
-                if let Some(item) = set {
+                let value = NewValue::Data(data);
+                if let Some(item) = self.store.set(table, opcode, value, self.config.send_equal) {
                     changed.push(item);
                 }
                 bytes += match data.len() {

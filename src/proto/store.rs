@@ -469,7 +469,7 @@ impl TableStore {
                 index
             }
             None => {
-                huge_pages::push(&mut self.items, item);
+                huge_pages::push(&mut self.items, || item);
                 u32::try_from(self.items.len() - 1).expect("memory ends before 2^32 items")
             }
         };

@@ -1,6 +1,7 @@
 //! What a destination that stands still may cost, and whom a flush waits for.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,9 @@ use crate::common::{
     self, PATIENCE, contents, contents_of_source, destination, follow, only_destination, replica,
     source_options, synced_replica, until,
 };
-use shmirror::{Destination, DestinationId, Event, FlushError, Flushed, Opcode, SnapshotFn, Source};
+use shmirror::{
+    Destination, DestinationId, Event, FlushError, Flushed, Opcode, Replica, SnapshotFn, Source, Table,
+};
 
 /// A destination and what its application made of the events.
 struct Mirror {
@@ -111,15 +114,21 @@ fn destination_that_stands_still_is_given_up_at_the_bound_and_nobody_else_notice
     assert!(told.contains("more than 50 removes are unacknowledged"), "{told}");
 }
 
+/// A source with so many items, and this bound, and a replica that has acknowledged all of them.
+fn acknowledged(dir: &Path, items: u32, max_tombstones: usize) -> (Source, Table, Replica) {
+    let source = source_options(dir).max_tombstones(max_tombstones).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set_many((0..items).map(|n| (n, b"x"))).unwrap();
+    table.ready();
+    let replica = synced_replica(dir);
+    until("the acks", || only_destination(&source).unacked == 0);
+    (source, table, replica)
+}
+
 #[test]
 fn destination_that_keeps_up_is_not_given_up_for_acks_that_nobody_has_looked_at() {
     let dir = tempfile::tempdir().unwrap();
-    let source = source_options(dir.path()).max_tombstones(1).create("s").unwrap();
-    let table = source.table("t").unwrap();
-    table.set_many((0..50u32).map(|n| (n, b"x"))).unwrap();
-    table.ready();
-    let mut replica = synced_replica(dir.path());
-    until("the acks", || only_destination(&source).unacked == 0);
+    let (source, table, mut replica) = acknowledged(dir.path(), 50, 1);
     for n in 0..50u32 {
         table.remove(n).unwrap();
         follow(&mut replica, "the remove", |replica| replica.table("t").get(n).is_none());
@@ -130,12 +139,7 @@ fn destination_that_keeps_up_is_not_given_up_for_acks_that_nobody_has_looked_at(
 #[test]
 fn flush_says_that_a_destination_is_gone_as_soon_as_it_was_given_up() {
     let dir = tempfile::tempdir().unwrap();
-    let source = source_options(dir.path()).max_tombstones(3).create("s").unwrap();
-    let table = source.table("t").unwrap();
-    table.set_many((0..10u32).map(|n| (n, b"x"))).unwrap();
-    table.ready();
-    let mut replica = synced_replica(dir.path());
-    until("the acks", || only_destination(&source).unacked == 0);
+    let (source, table, mut replica) = acknowledged(dir.path(), 10, 3);
     let id = only_destination(&source).id;
     // The timer thread, which closes links, is kept with the application meanwhile.
     let ((asked, is_asked), (leave, has_leave)) = (channel(), channel::<()>());

@@ -217,11 +217,11 @@ impl Records {
         self.index.insert(self.index.hash(&opcode), number);
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
         match &mut self.places {
-            Places::Valued(places) => huge_pages::push_with(places, || {
+            Places::Valued(places) => huge_pages::push(places, || {
                 let entry = Entry { opcode, record };
                 Valued { entry, value: ValueBytes::new() }
             }),
-            Places::Bare(places) => huge_pages::push_with(places, || Entry { opcode, record }),
+            Places::Bare(places) => huge_pages::push(places, || Entry { opcode, record }),
         }
         self.set_value(place, value);
     }
