@@ -389,3 +389,18 @@ fn a_batch_is_as_good_as_single_calls_and_stops_at_the_first_wrong_one() {
     assert_eq!((table.get("good"), table.get("behind")), (Some(vec![1]), None));
     assert_eq!(table.set_many(Vec::<(u8, Vec<u8>)>::new()).unwrap(), Sent::Unchanged);
 }
+
+#[test]
+fn a_batch_takes_some_dozens_of_items_and_sets_them_before_it_takes_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = options(&dir).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    let mut most_taken = 0;
+    let items = (0..1000u64).map(|n| {
+        most_taken = most_taken.max(n - table.len() as u64);
+        (n, b"value")
+    });
+    table.set_many(items).unwrap();
+    assert_eq!(table.len(), 1000);
+    assert!((1..64).contains(&most_taken), "{most_taken} items were held before they were set");
+}
