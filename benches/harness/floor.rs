@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
-use super::peer::{Words, fork_on};
+use super::peer::{Words, fork_on, isolated};
 use super::report::Latency;
 use super::{cpu, record};
 
@@ -37,6 +37,33 @@ pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64) -> Latency {
     });
     peer.join();
     latency
+}
+
+/// The floor before and after something, in ns: the host moves cpus at any time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Beside {
+    before: f64,
+    after: f64,
+}
+
+impl Beside {
+    /// Runs `cell` between two looks at the floor, each in a process of its own and of so many round trips.
+    pub(crate) fn of<T>(cpus: [usize; 2], round_trips: u64, cell: impl FnOnce() -> T) -> (T, Beside) {
+        let floor = || isolated(&cpus, || cache_line(cpus, round_trips).mean);
+        let before = floor();
+        let result = cell();
+        (result, Beside { before, after: floor() })
+    }
+
+    /// What a cell is compared with.
+    pub(crate) fn mean(self) -> f64 {
+        f64::midpoint(self.before, self.after)
+    }
+
+    /// What tells whether the cpus were apart.
+    pub(crate) fn worst(self) -> f64 {
+        self.before.max(self.after)
+    }
 }
 
 fn send(words: &Words, line: usize, value: &[u8; 64], n: u64) {

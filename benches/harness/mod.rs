@@ -35,7 +35,7 @@ impl Effort {
     /// For figures.
     pub(crate) const FULL: Effort = Effort {
         runs: 3,
-        more_runs_if_apart: 4,
+        more_runs_if_apart: 6,
         round_trips: 500_000,
         stream: Duration::from_millis(1000),
         scale: 1,

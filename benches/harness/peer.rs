@@ -107,18 +107,28 @@ impl Peer {
     }
 
     /// Waits for its end, which must be a good one.
-    pub(crate) fn join(mut self) {
+    pub(crate) fn join(self) {
+        self.outcome().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// Waits for its end, and says what was bad about it.
+    fn outcome(mut self) -> Result<(), String> {
+        let pid = self.pid;
         let since = Instant::now();
-        loop {
+        let status = loop {
             match self.try_wait() {
-                Some(status) => {
-                    assert!(status == 0, "process {} has failed: wait status {status:#x}", self.pid);
-                    self.pid = 0;
-                    return;
-                }
-                None => assert!(since.elapsed() < BOUND, "process {} does not end", self.pid),
+                Some(status) => break status,
+                None if since.elapsed() < BOUND => std::thread::sleep(Duration::from_micros(200)),
+                None => return Err(format!("process {pid} does not end")),
             }
-            std::thread::sleep(Duration::from_micros(200));
+        };
+        self.pid = 0;
+        match status {
+            0 => Ok(()),
+            _ if libc::WIFSIGNALED(status) => {
+                Err(format!("process {pid} was ended by signal {}", libc::WTERMSIG(status)))
+            }
+            _ => Err(format!("process {pid} has failed: wait status {status:#x}")),
         }
     }
 
@@ -149,6 +159,14 @@ impl Drop for Peer {
 
 /// Runs `cell` in a process of its own on these cpus, and brings its result back.
 pub(crate) fn isolated<T: Serialize + DeserializeOwned>(cpus: &[usize], cell: impl FnOnce() -> T) -> T {
+    try_isolated(cpus, cell).unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// As [`isolated`], or says why there is no result.
+pub(crate) fn try_isolated<T: Serialize + DeserializeOwned>(
+    cpus: &[usize],
+    cell: impl FnOnce() -> T,
+) -> Result<T, String> {
     let (reader, writer) = pipe();
     let peer = fork_on(cpus, || {
         let result = serde_json::to_vec(&cell()).expect("results are plain data");
@@ -158,8 +176,8 @@ pub(crate) fn isolated<T: Serialize + DeserializeOwned>(cpus: &[usize], cell: im
     drop(writer);
     let mut result = Vec::new();
     std::fs::File::from(reader).read_to_end(&mut result).expect("a pipe can be read");
-    peer.join();
-    serde_json::from_slice(&result).expect("the cell has written its result")
+    peer.outcome()?;
+    Ok(serde_json::from_slice(&result).expect("the cell has written its result"))
 }
 
 fn pipe() -> (OwnedFd, OwnedFd) {

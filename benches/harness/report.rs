@@ -65,7 +65,7 @@ pub(crate) struct Run {
     pub(crate) value: f64,
     /// What it is compared with.
     pub(crate) other: Option<f64>,
-    /// The cache line floor just before, in ns.
+    /// The cache line floor just before or just after, in ns, whichever is larger.
     pub(crate) floor_ns: f64,
     pub(crate) distribution: Option<Distribution>,
 }

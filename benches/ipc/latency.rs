@@ -29,7 +29,7 @@ pub(crate) fn cells(bench: &mut Bench) {
         target: None,
         x: None,
     };
-    bench.cell_beside_floor(ring, |floor| Found::against(bare::round_trip(cpus, round_trips), floor));
+    bench.cell_against_floor(ring, || Found::value(bare::round_trip(cpus, round_trips)));
 
     let target = Some(Target::AtMost { target: 1.7, stretch: Some(1.4) });
     let mean = Plan {
@@ -40,9 +40,9 @@ pub(crate) fn cells(bench: &mut Bench) {
         target,
         x: None,
     };
-    bench.cell_beside_floor(mean, |floor| {
+    bench.cell_against_floor(mean, || {
         let latency = mirror::round_trip(apart, round_trips, 1000);
-        Found { distribution: Some(latency.distribution), ..Found::against(latency.mean, floor) }
+        Found { distribution: Some(latency.distribution), ..Found::value(latency.mean) }
     });
 
     let p50 = Plan {

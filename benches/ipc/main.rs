@@ -7,9 +7,9 @@
 //! cargo bench --bench ipc -- --test                 everything once and small, as a test
 //! ```
 //!
-//! Each run of a cell is made in processes of its own, pinned to cpus, after a warm-up; every record is verified. Before each run
-//! the cache line floor is measured; a run whose floor says that the host has moved the cpus apart does not count if
-//! there are others.
+//! Each run of a cell is made in processes of its own, pinned to cpus, after a warm-up; every record is verified. Before and
+//! after each run the cache line floor is measured; a run of which either says that the host has moved the cpus apart does not count
+//! if there are others.
 
 // The ring and what it lies in are private to the library, so they are compiled once more here.
 #[allow(dead_code, unused, unreachable_pub)]
@@ -36,8 +36,9 @@ mod harness;
 
 use std::path::PathBuf;
 
+use harness::floor::Beside;
 use harness::report::{Cell, Distribution, Report, Run, Target, Unit};
-use harness::{Effort, cpu, floor, peer};
+use harness::{Effort, cpu, peer};
 
 /// What a bench is asked for, and the machine that it has.
 pub(crate) struct Bench {
@@ -88,11 +89,20 @@ impl Bench {
 
     /// Measures a cell, if it is asked for: each run in a process of its own.
     pub(crate) fn cell(&mut self, plan: Plan<'_>, measure: impl Fn() -> Found) {
-        self.cell_beside_floor(plan, |_| measure());
+        self.cell_beside_floor(plan, measure, |found, _| found.other);
     }
 
-    /// As [`Bench::cell`], for what is compared with the floor: that is handed over.
-    pub(crate) fn cell_beside_floor(&mut self, plan: Plan<'_>, measure: impl Fn(f64) -> Found) {
+    /// As [`Bench::cell`], for what is compared with the floor.
+    pub(crate) fn cell_against_floor(&mut self, plan: Plan<'_>, measure: impl Fn() -> Found) {
+        self.cell_beside_floor(plan, measure, |_, floor| Some(floor.mean()));
+    }
+
+    fn cell_beside_floor(
+        &mut self,
+        plan: Plan<'_>,
+        measure: impl Fn() -> Found,
+        other: impl Fn(&Found, Beside) -> Option<f64>,
+    ) {
         if !self.only.is_empty() && !self.only.iter().any(|only| plan.id.starts_with(only.as_str())) {
             return;
         }
@@ -100,10 +110,10 @@ impl Bench {
         let mut run = || {
             let pair = self.pair();
             let round_trips = self.effort.round_trips / 4;
-            let floor_ns = peer::isolated(&self.cpus, || floor::cache_line(pair, round_trips).mean);
-            let found = peer::isolated(&self.cpus, || measure(floor_ns));
+            let (found, floor) = Beside::of(pair, round_trips, || peer::isolated(&self.cpus, &measure));
+            let other = other(&found, floor);
             notes.extend(found.note);
-            Run { value: found.value, other: found.other, floor_ns, distribution: found.distribution }
+            Run { value: found.value, other, floor_ns: floor.worst(), distribution: found.distribution }
         };
         let mut runs: Vec<Run> = (0..self.effort.runs).map(|_| run()).collect();
         // The host moves the cpus together again sooner or later.

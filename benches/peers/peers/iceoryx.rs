@@ -4,7 +4,7 @@
 //! Records are written in place. With `EVENTS` the publisher notifies after every record, and the subscriber, when there is
 //! none, sleeps until it is notified, as iceoryx2's example of event-based communication does.
 //!
-//! Its files are in a directory of the cell; but for one of 16 bytes in /dev/shm, which iceoryx2 keeps for all nodes of a host.
+//! Its files are in a directory of the cell, and those in /dev/shm begin with the run's name ([`scratch`]).
 
 #![allow(unsafe_code)]
 
@@ -22,6 +22,7 @@ use iceoryx2::service::builder::publish_subscribe::Builder;
 
 use crate::direction::{Direction, Receiver, Sender, Shape, fill_words, verify_words};
 use crate::harness::BOUND;
+use crate::scratch;
 
 pub(crate) struct Iceoryx<const WORDS: usize, const EVENTS: bool> {
     dir: PathBuf,
@@ -49,6 +50,7 @@ impl<const WORDS: usize, const EVENTS: bool> Iceoryx<WORDS, EVENTS> {
         let dir = self.dir.as_os_str().as_encoded_bytes();
         let root = iceoryx2::prelude::Path::new(dir).expect("a short path");
         config.global.set_root_path(&root);
+        config.global.prefix = FileName::new(scratch::prefix().as_bytes()).expect("a short name");
         NodeBuilder::new().config(&config).create().expect("a node")
     }
 

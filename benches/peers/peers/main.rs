@@ -16,20 +16,24 @@ mod iceoryx;
 mod kernel;
 mod peers;
 mod redis;
+mod scratch;
 mod table;
 
 #[path = "../../harness/mod.rs"]
 mod harness;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 
 use harness::Effort;
-use harness::peer::isolated;
+use harness::floor::Beside;
+use harness::peer::{isolated, try_isolated};
 use harness::report::{Cell, Report, Run, Unit};
 use harness::{cpu, floor};
 use peers::{Measure, Outcome, Peer};
+use scratch::Scratch;
 
 /// Bytes of a ring, of each means that has one whose size can be chosen.
 pub(crate) const RING_BYTES: usize = 1 << 20;
@@ -59,55 +63,69 @@ fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let options = Options::parse();
     let effort = if options.test { Effort::TEST } else { Effort { runs: options.runs, ..Effort::FULL } };
     let cpus = cpu::allowed();
     let [first, second, ..] = cpus[..] else {
         eprintln!("two cpus are needed; this process may use {}", cpus.len());
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     };
     let (chosen, missing) = choose(&options.only);
     if chosen.is_empty() {
         let ids: Vec<_> = peers::all().iter().map(|peer| peer.id).collect();
         eprintln!("no such means; there are {}", ids.join(", "));
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
+    let _scratch = match Scratch::new() {
+        Ok(scratch) => scratch,
+        Err(error) => {
+            eprintln!("no directory for what is measured: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
 
     let mut cells: Vec<Vec<Cell>> = chosen.iter().map(Peer::cells).collect();
     for number in 1..=effort.runs {
         for (peer, cells) in chosen.iter().zip(&mut cells) {
             eprintln!("run {number} of {}: {}", effort.runs, peer.name);
             for (measure, cell) in peer.measures.iter().zip(cells) {
-                let run = measured(measure, cell, [first, second], effort);
-                cell.runs.push(run);
+                match measured(measure, cell, [first, second], effort) {
+                    Ok(run) => cell.runs.push(run),
+                    Err(why) => {
+                        eprintln!("{}: {why}", cell.what);
+                        cell.notes.push(format!("run {number} has no result: {why}"));
+                    }
+                }
             }
         }
     }
 
     let mut report = Report::new();
-    cells.into_iter().flatten().for_each(|cell| report.add(cell));
+    let (measured, without): (Vec<Cell>, Vec<Cell>) =
+        cells.into_iter().flatten().partition(|cell| !cell.runs.is_empty());
+    measured.into_iter().for_each(|cell| report.add(cell));
     println!("\n{}", report.machine);
     table::print(&chosen, &report.cells);
     missing.iter().for_each(|missing| println!("\n{missing}"));
+    without.iter().for_each(|cell| println!("\nNo run of this has a result: {}", cell.what));
     if let Some(path) = &options.json {
         report.write(path);
     }
+    if without.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One run of a cell, with what it is compared with. The floor is measured before and after it, since the host moves cpus at
-/// any time: the larger one tells whether it did, the mean is what the cell is compared with.
-fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Run {
-    let floor = || isolated(&cpus, || floor::cache_line(cpus, FLOOR_ROUND_TRIPS).mean);
-    let before = floor();
-    let Outcome { value, distribution } = isolated(&cpus, || (measure.run)(cpus, effort));
-    let after = floor();
+/// One run of a cell, with what it is compared with, or why there is none.
+fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) -> Result<Run, String> {
+    let run = || try_isolated(&cpus, || (measure.run)(cpus, effort));
+    let (outcome, beside) = Beside::of(cpus, FLOOR_ROUND_TRIPS, run);
+    let Outcome { value, distribution } = outcome?;
     let other = match cell.against.as_deref() {
         Some(peers::EVENTFD) => Some(isolated(&cpus, || floor::eventfd(cpus[0], FLOOR_ROUND_TRIPS))),
-        Some(peers::CACHE_LINE) => Some(f64::midpoint(before, after)),
+        Some(peers::CACHE_LINE) => Some(beside.mean()),
         _ => None,
     };
-    Run { value, other, floor_ns: before.max(after), distribution }
+    Ok(Run { value, other, floor_ns: beside.worst(), distribution })
 }
 
 /// Of the floor beside each cell: some milliseconds.
