@@ -178,6 +178,20 @@ mod tests {
     }
 
     #[test]
+    fn a_series_tells_which_of_its_places_were_measured_with_the_cpus_apart() {
+        let hollow = |results: &Results| {
+            let series = pictures(results).unwrap().into_iter().find(|(name, _)| name == "series-resync");
+            let (_, svg) = series.unwrap();
+            let holes = svg.lines().filter(|line| line.starts_with("<circle") && line.contains("#FFFFFF"));
+            (holes.count(), svg.contains("Hollow: "))
+        };
+        let mut results = results();
+        assert_eq!(hollow(&results), (0, false));
+        results.cells[1].runs[0].floor_ns = 400.0;
+        assert_eq!(hollow(&results), (1, true));
+    }
+
+    #[test]
     fn the_same_results_give_the_same_pictures() {
         assert_eq!(pictures(&results()).unwrap(), pictures(&results()).unwrap());
     }

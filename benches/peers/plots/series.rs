@@ -1,5 +1,5 @@
 //! What varies: throughput against the size of values or the number of opcodes or destinations, the time of a resync against
-//! the number of items. A line a series.
+//! the number of items. A line a series; a place that was only measured with the cpus apart is hollow.
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -9,7 +9,7 @@ use crate::chart::{
     self, Drawn, LEGEND_ROW, Look, Picture, extent, label, legend, look, picture, short, unit_title,
 };
 use crate::harness::report::{Cell, Unit};
-use crate::{before_first, before_last, grouped};
+use crate::{before_first, before_last, grouped, is_far};
 
 const PLOT_HEIGHT: u32 = 380;
 
@@ -39,14 +39,14 @@ pub(crate) fn draw(cells: &[Cell], machine: &str) -> Drawn<Vec<Picture>> {
 }
 
 fn draw_group(group: &str, cells: &[&Cell], unit: Unit, machine: &str) -> Drawn<String> {
-    let lines: Vec<(&str, Vec<(f64, f64)>)> = grouped(cells.iter().copied(), before_last)
+    let lines: Vec<(&str, Vec<Point>)> = grouped(cells.iter().copied(), before_last)
         .into_iter()
         .map(|(series, cells)| (series, points(&cells)))
         .collect();
     let all = || lines.iter().flat_map(|(_, points)| points);
     let x_title = cells.iter().find_map(|cell| cell.x.as_ref()).map_or("", |(title, _)| title.as_str());
-    let x = Axis::new(all().map(|point| point.0), true).ok_or("a series without places above 0")?;
-    let y = Axis::new(all().map(|point| point.1), false).ok_or("a series without values above 0")?;
+    let x = Axis::new(all().map(|point| point.at.0), true).ok_or("a series without places above 0")?;
+    let y = Axis::new(all().map(|point| point.at.1), false).ok_or("a series without values above 0")?;
     let names: Vec<(String, Look)> = lines
         .iter()
         .enumerate()
@@ -54,7 +54,11 @@ fn draw_group(group: &str, cells: &[&Cell], unit: Unit, machine: &str) -> Drawn<
         .collect();
     let height = PLOT_HEIGHT + (LEGEND_ROW * names.len() as i32) as u32 + 76;
     let is_bytes = x_title.contains("byte");
-    picture(&title(group, unit), machine, height, |area| {
+    let machine = match all().any(|point| point.is_far) {
+        true => format!("{machine}. Hollow: the host had moved the cpus apart"),
+        false => machine.to_owned(),
+    };
+    picture(&title(group, unit), &machine, height, |area| {
         let (above, below) = area.split_vertically(PLOT_HEIGHT);
         let mut chart = ChartBuilder::on(&above)
             .x_label_area_size(46)
@@ -71,18 +75,27 @@ fn draw_group(group: &str, cells: &[&Cell], unit: Unit, machine: &str) -> Drawn<
             .draw()?;
         for ((_, points), index) in lines.iter().zip(0..) {
             let look = look(index);
-            chart::line(&mut chart, points.clone(), look)?;
-            let dots = points.iter().map(|&point| Circle::new(point, 4, look.colour.filled()));
+            chart::line(&mut chart, points.iter().map(|point| point.at).collect(), look)?;
+            let dots = points.iter().map(|point| Circle::new(point.at, 4, look.colour.filled()));
             chart.draw_series(dots)?;
+            let holes = points.iter().filter(|point| point.is_far);
+            chart.draw_series(holes.map(|point| Circle::new(point.at, 2, WHITE.filled())))?;
         }
         legend(&below.margin(8, 0, 82, 0), &names)
     })
 }
 
-fn points(cells: &[&Cell]) -> Vec<(f64, f64)> {
-    let mut points: Vec<(f64, f64)> =
-        cells.iter().filter_map(|cell| Some((cell.x.as_ref()?.1, cell.value()))).collect();
-    points.sort_by(|one, other| one.0.total_cmp(&other.0));
+/// A place in a series, and whether the cpus were apart in all that is known of it.
+#[derive(Clone, Copy)]
+struct Point {
+    at: (f64, f64),
+    is_far: bool,
+}
+
+fn points(cells: &[&Cell]) -> Vec<Point> {
+    let point = |cell: &&Cell| Some(Point { at: (cell.x.as_ref()?.1, cell.value()), is_far: is_far(cell) });
+    let mut points: Vec<Point> = cells.iter().filter_map(point).collect();
+    points.sort_by(|one, other| one.at.0.total_cmp(&other.at.0));
     points
 }
 
