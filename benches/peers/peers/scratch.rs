@@ -38,13 +38,37 @@ fn prefix_of(dir: &Path) -> String {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let prefix = prefix_of(self.dir.path());
-        let Ok(entries) = fs::read_dir(SHARED_MEMORY) else { return };
-        let left = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        for entry in left {
-            if let Err(error) = fs::remove_file(entry.path()) {
-                eprintln!("{} was not removed: {error}", entry.path().display());
-            }
+        if let Err(error) = remove_shared(&prefix_of(self.dir.path())) {
+            eprintln!("shared memory in {SHARED_MEMORY} was not removed: {error}");
         }
+    }
+}
+
+fn remove_shared(prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(SHARED_MEMORY)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_run_leaves_goes_with_it_and_nothing_else() {
+        let scratch = Scratch::new().unwrap();
+        let dir = scratch.dir.path().to_owned();
+        let (_, left) = tempfile::NamedTempFile::new().unwrap().keep().unwrap();
+        let shared = Path::new(SHARED_MEMORY).join(format!("{}left", prefix()));
+        let other = tempfile::NamedTempFile::new_in(SHARED_MEMORY).unwrap();
+        fs::write(&shared, "left").unwrap();
+        assert!(left.starts_with(&dir) && shared.exists());
+        drop(scratch);
+        assert!(!dir.exists() && !shared.exists());
+        assert!(other.path().exists(), "that is somebody else's");
     }
 }
