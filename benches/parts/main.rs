@@ -181,10 +181,15 @@ fn set_and_receive(c: &mut Criterion) {
     let mut n = 0;
     let mut set = |source: &mut SourceCore, records: &mut Vec<Vec<u8>>| {
         n += 1;
-        source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
-            records.push(encoded(frame));
-            true
-        });
+        source.set(
+            table,
+            &opcode(n % OPCODES),
+            NewValue::Data(&value(n)),
+            &mut |_: SessionId, frame: &Frame<'_>| {
+                records.push(encoded(frame));
+                true
+            },
+        );
     };
     let deliver = |source: &mut SourceCore, destination: &mut DestinationCore, records: &mut Vec<Vec<u8>>| {
         while let Some(outgoing) = source.poll_frame(session) {
@@ -227,7 +232,7 @@ fn set(c: &mut Criterion) {
     let (mut source, table) = source();
     let session = source.attach(Subscription::all());
     for n in 0..OPCODES {
-        source.set(table, &opcode(n), NewValue::Data(&value(n)), |_, _| false);
+        source.set(table, &opcode(n), NewValue::Data(&value(n)), &mut ());
     }
     let (mut n, mut ordinal) = (OPCODES, send_all(&mut source, session));
     let mut group = c.benchmark_group("source");
@@ -239,10 +244,15 @@ fn set(c: &mut Criterion) {
                 let (before, start) = (source.store().last_change(), Instant::now());
                 for _ in 0..64 {
                     n += 1;
-                    source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, frame| {
-                        black_box(frame.header());
-                        true
-                    });
+                    source.set(
+                        table,
+                        &opcode(n % OPCODES),
+                        NewValue::Data(&value(n)),
+                        &mut |_: SessionId, frame: &Frame<'_>| {
+                            black_box(frame.header());
+                            true
+                        },
+                    );
                 }
                 took += start.elapsed();
                 let (first_seq, last_seq) = (before.next().seq(), source.store().last_change().seq());
@@ -305,7 +315,7 @@ fn tick(c: &mut Criterion) {
         let (mut source, table) = source();
         let session = source.attach(Subscription::all());
         for n in 0..entries {
-            source.set(table, &opcode(n), NewValue::Data(&value(n)), |_, _| false);
+            source.set(table, &opcode(n), NewValue::Data(&value(n)), &mut ());
             send_all(&mut source, session);
         }
         let mut now = Instant::now();
@@ -329,14 +339,14 @@ fn set_beside_unacked(c: &mut Criterion) {
         let (mut source, table) = source();
         let session = source.attach(Subscription::all());
         for n in 0..entries {
-            source.set(table, &opcode(OPCODES + n), NewValue::Data(&value(n)), |_, _| false);
+            source.set(table, &opcode(OPCODES + n), NewValue::Data(&value(n)), &mut ());
         }
         let mut n = 0;
         let mut ordinal = send_all(&mut source, session);
         group.bench_function(BenchmarkId::from_parameter(entries), |b| {
             b.iter(|| {
                 n += 1;
-                source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), |_, _| false);
+                source.set(table, &opcode(n % OPCODES), NewValue::Data(&value(n)), &mut ());
                 assert_eq!(send_all(&mut source, session), 1);
                 let seq = source.store().last_change().seq();
                 let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };

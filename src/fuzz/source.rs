@@ -100,7 +100,7 @@ impl World<'_> {
         let value = self.choices.bytes(2);
         let takes = self.choices.one_in(2);
         let sessions = &mut self.sessions;
-        let changed = self.core.set(table, &opcode, NewValue::Data(value), |id, frame| {
+        let mut offer = |id: SessionId, frame: &Frame<'_>| {
             let session = sessions.iter_mut().find(|(other, _)| *other == id);
             let (_, session) = session.expect("an offer to nobody");
             if takes {
@@ -108,7 +108,8 @@ impl World<'_> {
                 saw("sent at once");
             }
             takes
-        });
+        };
+        let changed = self.core.set(table, &opcode, NewValue::Data(value), &mut offer);
         if changed.is_none() {
             saw("unchanged");
         }

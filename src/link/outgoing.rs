@@ -7,7 +7,7 @@
 use super::LinkError;
 use super::platform::{Linux, Peer, Platform};
 use crate::proto::ResendPolicy;
-use crate::proto::source::{SessionId, SnapshotRequest, SourceCore, Unreadable};
+use crate::proto::source::{Runway, SessionId, SnapshotRequest, SourceCore, Unreadable};
 use crate::ring::{Consumer, Producer};
 use crate::stats::DestinationId;
 use crate::wire::{Ack, Frame, HEADER_BYTES};
@@ -91,6 +91,35 @@ impl<P: Platform> OutgoingLink<P> {
             self.failed = Some(error);
             false
         })
+    }
+
+    /// What [`put`](OutgoingLink::put) takes now.
+    #[inline(always)]
+    pub(crate) fn runway(&self, policy: &ResendPolicy) -> Runway {
+        if self.failed.is_some() || self.awaits_room {
+            return Runway::NONE;
+        }
+        let in_message = u64::from(policy.max_bytes_per_message).saturating_sub(self.changes.staged_bytes());
+        let frames = policy.max_entries_per_message.saturating_sub(self.staged);
+        Runway { frames, bytes: self.changes.runway().min(in_message) }
+    }
+
+    /// Puts frames in the ring, for which there is a runway; the next [`pump`](OutgoingLink::pump) publishes them. If the link
+    /// breaks, says so in `failed`.
+    #[inline(always)]
+    pub(crate) fn put<'a>(
+        &mut self,
+        frames: impl ExactSizeIterator<Item = Frame<'a>>,
+        policy: &ResendPolicy,
+    ) {
+        let count = frames.len() as u32;
+        self.changes.write_run(frames.map(|frame| {
+            let (opcode, value) = frame.body();
+            (frame.header(), [opcode, value])
+        }));
+        if let Err(error) = self.handle_staged(count, policy) {
+            self.failed = Some(error);
+        }
     }
 
     /// Publishes what was offered, when there is nothing else to send. Answers whether the link is good.
@@ -249,13 +278,20 @@ impl<P: Platform> OutgoingLink<P> {
         if !self.changes.try_write_headed(frame.header(), [opcode, value])? {
             return Ok(false);
         }
-        self.staged += 1;
+        self.handle_staged(1, policy)?;
+        Ok(true)
+    }
+
+    /// So many frames more are written; publishes when they fill a message.
+    #[inline(always)]
+    fn handle_staged(&mut self, frames: u32, policy: &ResendPolicy) -> Result<(), LinkError> {
+        self.staged += frames;
         if self.staged >= policy.max_entries_per_message
             || self.changes.staged_bytes() >= policy.max_bytes_per_message.into()
         {
             self.publish()?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Makes a message of what is written, and rings the destination if it sleeps.

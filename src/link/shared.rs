@@ -17,12 +17,12 @@ use super::outgoing::{OutgoingLink, Pumped};
 use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{MAX_FLUSHES, Read, SessionId, SourceCore};
+use crate::proto::source::{MAX_FLUSHES, Outlet, Read, Runway, SessionId, SourceCore};
 use crate::proto::store::{Changed, ItemId, NewValue, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
 use crate::subscription::Subscription;
-use crate::wire;
+use crate::wire::{self, Frame};
 
 /// What the publishers and the timer thread share.
 #[derive(Debug)]
@@ -133,9 +133,7 @@ impl<P: Platform> Shared<P> {
         value: NewValue<'_>,
     ) -> Option<Changed> {
         let State { core, links, .. } = state;
-        core.set(table, opcode, value, |session, frame| {
-            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
-        })
+        core.set(table, opcode, value, &mut Links { links, policy: &self.policy })
     }
 
     /// As [`Shared::set`], for data of several items; adds those that have changed to `changed`.
@@ -148,9 +146,7 @@ impl<P: Platform> Shared<P> {
         changed: &mut Vec<Changed>,
     ) {
         let State { core, links, .. } = state;
-        core.set_many(table, items, changed, |session, frame| {
-            links[session].as_mut().is_some_and(|link| link.offer(frame, &self.policy))
-        });
+        core.set_many(table, items, changed, &mut Links { links, policy: &self.policy });
     }
 
     /// Removes an item, as [`SourceCore::remove`]. One tombstone too many costs a destination its state, so where that is at stake its
@@ -256,6 +252,36 @@ impl<P: Platform> Shared<P> {
     /// Tells those who wait for acks that some came, or that a destination went.
     pub(super) fn tell_flushes(&self) {
         self.state.notify_all();
+    }
+}
+
+/// All links, by session.
+struct Links<'a, P: Platform> {
+    links: &'a mut [Option<OutgoingLink<P>>],
+    policy: &'a ResendPolicy,
+}
+
+impl<P: Platform> Outlet for Links<'_, P> {
+    #[inline(always)]
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool {
+        self.links[session].as_mut().is_some_and(|link| link.offer(frame, self.policy))
+    }
+
+    #[inline(always)]
+    fn runway(&mut self, session: SessionId) -> Runway {
+        self.links[session].as_ref().map_or(Runway::NONE, |link| link.runway(self.policy))
+    }
+
+    #[inline(always)]
+    fn bytes_of(frame_bytes: usize) -> u64 {
+        ring::record_bytes(frame_bytes)
+    }
+
+    #[inline(always)]
+    fn put<'a>(&mut self, session: SessionId, frames: impl ExactSizeIterator<Item = Frame<'a>>) {
+        if let Some(link) = &mut self.links[session] {
+            link.put(frames, self.policy);
+        }
     }
 }
 

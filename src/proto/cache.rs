@@ -281,7 +281,8 @@ impl SyncCache {
 
     /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for items of a table that have changed, as long as `offer`
     /// takes the record of an item and this ordinal. It is asked if nothing waits and the entry is plain. Answers how many of
-    /// them were sent, in the order given; one that is among them twice was so the first time.
+    /// them were sent, in the order given; one that is among them twice was so the first time. The caller compacts
+    /// ([`SyncCache::compact_if_long`]).
     #[inline(always)]
     pub(crate) fn send_at_once(
         &mut self,
@@ -312,8 +313,13 @@ impl SyncCache {
             }
             sent += 1;
         }
-        self.compact_if_long();
         sent
+    }
+
+    /// The records that were sent last, in their order.
+    #[inline(always)]
+    pub(crate) fn sent_last(&self, count: usize) -> impl ExactSizeIterator<Item = &InFlight> {
+        self.in_flight.range(self.in_flight.len() - count..)
     }
 
     /// S6: deletes the entries whose newest change the ack covers. Reports those that leave something behind, and answers how many
@@ -467,7 +473,7 @@ impl SyncCache {
 
     /// A constant cost per record: the list has at least doubled since the last time.
     #[inline]
-    fn compact_if_long(&mut self) {
+    pub(crate) fn compact_if_long(&mut self) {
         let len = self.in_flight.len();
         if len > 4 * self.unacked + 64 && len > 2 * self.compacted_len {
             self.compact();

@@ -18,6 +18,7 @@
 //! 4. A session has at most `max_tombstones` tombstones, and an enumeration at most as many items that changed under it.
 //!    One that would have more is given up: its destination attaches again.
 
+mod outlet;
 mod reads;
 mod session;
 
@@ -35,6 +36,7 @@ use crate::wire::{Ack, Frame};
 
 use session::Session;
 
+pub(crate) use outlet::{Outlet, Runway};
 pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 
 pub(crate) use super::cache::MAX_FLUSHES;
@@ -150,35 +152,37 @@ impl SourceCore {
 
     /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination.
     ///
-    /// Where nothing has to go before it, its frame is offered at once, and `offer` says whether it has put it in the ring (S2).
-    /// What it declines waits, and [`SourceCore::poll_frame`] has it. `None` if the item had this value already.
+    /// Where nothing has to go before it, its frame goes to the outlet at once (S2). If there is no room, it waits, and
+    /// [`SourceCore::poll_frame`] has it. `None` if the item had this value already.
     #[inline]
     pub(crate) fn set(
         &mut self,
         table: TableId,
         opcode: &Opcode,
         value: NewValue<'_>,
-        offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        outlet: &mut impl Outlet,
     ) -> Option<Changed> {
         let changed = self.store.set(table, opcode, value, self.config.send_equal)?;
-        self.record_sets(table, &[changed], offer);
+        self.record_changes(table, &[changed], |session, id, store| {
+            session.record_set(id, table, changed, store, outlet);
+        });
         Some(changed)
     }
 
     /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. As many as stay in the nearest
-    /// cache are stored before the first of them is offered, so if one of them is set twice its newest value goes, once.
+    /// cache are stored before the first of them goes, so if one of them is set twice its newest value goes, once.
     #[inline]
     pub(crate) fn set_many<'a>(
         &mut self,
         table: TableId,
         mut items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
         changed: &mut Vec<Changed>,
-        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        outlet: &mut impl Outlet,
     ) {
         if !self.store.tables()[usize::from(table)].keeps_all() {
             // Each counts towards a limit, and is held against it. They wait until all are recorded.
             for (opcode, data) in items {
-                changed.extend(self.set(table, opcode, NewValue::Data(data), |_, _| false));
+                changed.extend(self.set(table, opcode, NewValue::Data(data), &mut ()));
             }
             return;
         }
@@ -199,7 +203,10 @@ impl SourceCore {
             if bytes == 0 {
                 return;
             }
-            self.record_sets(table, &changed[before..], &mut offer);
+            let changed = &changed[before..];
+            self.record_changes(table, changed, |session, id, store| {
+                session.record_sets(id, table, changed, store, outlet);
+            });
         }
     }
 
@@ -217,7 +224,10 @@ impl SourceCore {
     /// pointer.
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
-        self.record_sets(table, &[Changed { index: id.index, created: false }], |_, _| false);
+        let changed = Changed { index: id.index, created: false };
+        self.record_changes(table, &[changed], |session, at, store| {
+            session.record_set(at, table, changed, store, &mut ());
+        });
         Some(id)
     }
 
@@ -484,18 +494,18 @@ impl SourceCore {
         }
     }
 
-    /// S3: records what was set for each destination that wants it.
-    #[inline]
-    fn record_sets(
+    /// S3: has each session record these changes of a table.
+    #[inline(always)]
+    fn record_changes(
         &mut self,
         table: TableId,
         changed: &[Changed],
-        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        mut record: impl FnMut(&mut Session, SessionId, &mut Store),
     ) {
         self.counters.changes += changed.len() as u64;
-        for (session, at) in self.sessions.iter_mut().zip(0..) {
+        for (session, id) in self.sessions.iter_mut().zip(0..) {
             if let Some(session) = session {
-                session.record_sets(table, changed, &mut self.store, |frame| offer(at, frame));
+                record(session, id, &mut self.store);
             }
         }
         if !self.store.tables()[usize::from(table)].keeps_all() {

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::destination::{DestinationCore, Event};
 use super::resend::ResendPolicy;
-use super::source::{Drawn, Read, SessionId, SourceConfig, SourceCore};
+use super::source::{Drawn, Outlet, Read, Runway, SessionId, SourceConfig, SourceCore};
 use super::store::{NewValue, OtherValue, TableId, Value};
 use crate::opcode::ToOpcode;
 use crate::retention::Retention;
 use crate::seq::SyncSeq;
 use crate::snapshot::Pointer;
 use crate::subscription::Subscription;
-use crate::wire::{Ack, Payload};
+use crate::wire::{Ack, Frame, Payload};
 
 /// A source with one table and one destination, whose ring takes everything and is consumed at once.
 struct Bench {
@@ -28,6 +28,45 @@ fn config(policy: ResendPolicy) -> SourceConfig {
     SourceConfig { policy, send_equal: false, first_seq: SyncSeq::from(1), max_tombstones: 1000 }
 }
 
+/// A ring that takes so many records, as a runway or one by one.
+#[derive(Default)]
+struct Ring {
+    room: usize,
+    in_runs: bool,
+    seqs: Vec<SyncSeq>,
+    sent: Vec<(u32, Vec<u8>)>,
+}
+
+impl Outlet for Ring {
+    fn offer(&mut self, _: SessionId, frame: &Frame<'_>) -> bool {
+        let takes = self.sent.len() < self.room;
+        if takes {
+            self.take(frame);
+        }
+        takes
+    }
+
+    fn runway(&mut self, _: SessionId) -> Runway {
+        match self.in_runs {
+            true => Runway { frames: (self.room - self.sent.len()) as u32, bytes: u64::MAX },
+            false => Runway::NONE,
+        }
+    }
+
+    fn put<'a>(&mut self, _: SessionId, frames: impl ExactSizeIterator<Item = Frame<'a>>) {
+        assert!(self.sent.len() + frames.len() <= self.room, "more than there was a runway for");
+        frames.for_each(|frame| self.take(&frame));
+    }
+}
+
+impl Ring {
+    fn take(&mut self, frame: &Frame<'_>) {
+        let Payload::Set { opcode, value, .. } = frame.payload else { panic!("{frame:?}") };
+        self.seqs.push(frame.change.seq());
+        self.sent.push((u32::from_be_bytes(opcode.try_into().unwrap()), value.to_vec()));
+    }
+}
+
 impl Bench {
     fn new(policy: ResendPolicy) -> Bench {
         let mut core = SourceCore::new(config(policy));
@@ -40,26 +79,18 @@ impl Bench {
     }
 
     fn set(&mut self, key: u32, value: &[u8]) {
-        self.core.set(self.table, &key.to_opcode().unwrap(), NewValue::Data(value), |_, _| false);
+        self.core.set(self.table, &key.to_opcode().unwrap(), NewValue::Data(value), &mut ());
     }
 
-    /// Sets these in one batch, and answers what was sent at once: for so many records there is room.
-    fn set_many(&mut self, items: &[(u32, &[u8])], room: usize) -> Vec<(u32, Vec<u8>)> {
+    /// Sets these in one batch, and answers what was sent at once.
+    fn set_many(&mut self, items: &[(u32, &[u8])], mut ring: Ring) -> Vec<(u32, Vec<u8>)> {
         let opcodes: Vec<_> = items.iter().map(|(key, _)| key.to_opcode().unwrap()).collect();
         let batch = opcodes.iter().zip(items).map(|(opcode, (_, value))| (opcode, *value));
-        let (mut changed, mut offered) = (Vec::new(), Vec::new());
-        self.core.set_many(self.table, batch, &mut changed, |_, frame| {
-            let Payload::Set { opcode, value, .. } = frame.payload else { panic!("{frame:?}") };
-            let key = u32::from_be_bytes(opcode.try_into().unwrap());
-            let taken = offered.len() < room;
-            if taken {
-                self.sent.push(frame.change.seq());
-                offered.push((key, value.to_vec()));
-            }
-            taken
-        });
+        let mut changed = Vec::new();
+        self.core.set_many(self.table, batch, &mut changed, &mut ring);
         assert_eq!(changed.len(), items.len());
-        offered
+        self.sent.extend(ring.seqs);
+        ring.sent
     }
 
     /// Sends all that waits; answers how many records that was.
@@ -98,40 +129,47 @@ impl Bench {
 
 #[test]
 fn of_an_item_that_a_batch_sets_twice_the_newest_value_goes_once() {
-    let mut bench = Bench::new(ResendPolicy::default());
-    for key in [1, 2] {
-        bench.set(key, b"before");
+    for in_runs in [false, true] {
+        let mut bench = Bench::new(ResendPolicy::default());
+        for key in [1, 2] {
+            bench.set(key, b"before");
+        }
+        let named = bench.pump();
+        assert_eq!(named, 2);
+        (1..=named).for_each(|ordinal| bench.ack(ordinal));
+        let batch: [(u32, &[u8]); 6] =
+            [(1, b"a"), (2, b"b"), (1, b"c"), (3, b"new"), (3, b"newer"), (2, b"d")];
+        let sent = bench.set_many(&batch, Ring { room: 9, in_runs, ..Ring::default() });
+        assert_eq!(sent, [(1, b"c".to_vec()), (2, b"d".to_vec())], "the third was never sent, and waits");
+        let state = bench.core.session_state(bench.session).unwrap();
+        assert_eq!((state.unacked, state.counters.coalesced, state.counters.sent), (3, 3, 5));
+        assert_eq!(bench.pump(), 1);
+        (3..=5).for_each(|ordinal| bench.ack(ordinal));
+        assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 0);
     }
-    let named = bench.pump();
-    assert_eq!(named, 2);
-    (1..=named).for_each(|ordinal| bench.ack(ordinal));
-    let sent = bench.set_many(&[(1, b"a"), (2, b"b"), (1, b"c"), (3, b"new"), (3, b"newer"), (2, b"d")], 9);
-    assert_eq!(sent, [(1, b"c".to_vec()), (2, b"d".to_vec())], "the third was never sent, and waits");
-    let state = bench.core.session_state(bench.session).unwrap();
-    assert_eq!((state.unacked, state.counters.coalesced), (3, 3));
-    assert_eq!(bench.pump(), 1);
-    (3..=5).for_each(|ordinal| bench.ack(ordinal));
-    assert_eq!(bench.core.session_state(bench.session).unwrap().unacked, 0);
 }
 
 #[test]
 fn what_of_a_batch_finds_no_room_waits_behind_what_did() {
-    let mut bench = Bench::new(ResendPolicy::default());
-    for key in 1..=4 {
-        bench.set(key, b"before");
+    for in_runs in [false, true] {
+        let mut bench = Bench::new(ResendPolicy::default());
+        for key in 1..=4 {
+            bench.set(key, b"before");
+        }
+        bench.pump();
+        (1..=4).for_each(|ordinal| bench.ack(ordinal));
+        let batch: [(u32, &[u8]); 5] = [(1, b"a"), (2, b"b"), (3, b"c"), (1, b"d"), (4, b"e")];
+        let sent = bench.set_many(&batch, Ring { room: 1, in_runs, ..Ring::default() });
+        assert_eq!(sent, [(1, b"d".to_vec())]);
+        let mut waiting = Vec::new();
+        while let Some(outgoing) = bench.core.poll_frame(bench.session) {
+            let Payload::Set { value, .. } = outgoing.frame.payload else { panic!("{outgoing:?}") };
+            waiting.push(value.to_vec());
+            let entry = outgoing.entry;
+            bench.core.handle_sent(bench.session, entry);
+        }
+        assert_eq!(waiting, [b"b", b"c", b"e"]);
     }
-    bench.pump();
-    (1..=4).for_each(|ordinal| bench.ack(ordinal));
-    let sent = bench.set_many(&[(1, b"a"), (2, b"b"), (3, b"c"), (1, b"d"), (4, b"e")], 1);
-    assert_eq!(sent, [(1, b"d".to_vec())]);
-    let mut waiting = Vec::new();
-    while let Some(outgoing) = bench.core.poll_frame(bench.session) {
-        let Payload::Set { value, .. } = outgoing.frame.payload else { panic!("{outgoing:?}") };
-        waiting.push(value.to_vec());
-        let entry = outgoing.entry;
-        bench.core.handle_sent(bench.session, entry);
-    }
-    assert_eq!(waiting, [b"b", b"c", b"e"]);
 }
 
 #[test]
@@ -274,7 +312,7 @@ fn a_destination_tells_new_from_old_at_any_distance() {
         destination.attach(7);
         let key = 1u32.to_opcode().unwrap();
         for value in [&b"old"[..], b"new"] {
-            source.set(table, &key, NewValue::Data(value), |_, _| false);
+            source.set(table, &key, NewValue::Data(value), &mut ());
             while let Some(outgoing) = source.poll_frame(session) {
                 let record = outgoing.frame.to_bytes();
                 let entry = outgoing.entry;
@@ -307,7 +345,7 @@ impl Enumerated {
         let mut bench = Enumerated::new(&[(1, "x")]);
         let _other = bench.core.attach(Subscription::all());
         let session = bench.core.attach(Subscription::all());
-        bench.core.set(bench.table, &1u32.to_opcode().unwrap(), NewValue::Data(b"x"), |_, _| false);
+        bench.core.set(bench.table, &1u32.to_opcode().unwrap(), NewValue::Data(b"x"), &mut ());
         let mut sent = Vec::new();
         bench.pump(session, &mut sent);
         assert_eq!(sent.len(), 2, "the table's name and the item");
@@ -367,7 +405,7 @@ fn a_flush_waits_for_what_an_enumeration_has_yet_to_name() {
     let mut bench = Enumerated::new(&[(1, "a"), (2, "b"), (3, "c")]);
     bench.core.ready(bench.table);
     let session = bench.core.attach(Subscription::all());
-    bench.core.set(bench.table, &7u32.to_opcode().unwrap(), NewValue::Data(b"live"), |_, _| false);
+    bench.core.set(bench.table, &7u32.to_opcode().unwrap(), NewValue::Data(b"live"), &mut ());
     bench.core.start_flush(0, None);
     let mut sent = Vec::new();
     let mut acked = 0;
@@ -406,7 +444,7 @@ fn every_table_goes_forward_in_each_ring_full() {
         let pointer = OtherValue::Pointer(&pointer);
         let value = if key.is_multiple_of(3) { NewValue::Other(&pointer) } else { NewValue::Data(b"v") };
         for &table in &tables {
-            core.set(table, &key.to_opcode().unwrap(), value, |_, _| false);
+            core.set(table, &key.to_opcode().unwrap(), value, &mut ());
         }
     };
     (0..KEYS / 2).for_each(|key| set(&mut core, key));
@@ -451,7 +489,7 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     let table = core.table("t", Retention::Newest).unwrap();
     let [slow, quick] = [0, 1].map(|_| core.attach(Subscription::all()));
     for key in 0..20u32 {
-        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
+        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), &mut ());
     }
     let mut sent = [Vec::new(), Vec::new()];
     let pump = |core: &mut SourceCore, session: SessionId, sent: &mut Vec<SyncSeq>| {
@@ -486,10 +524,10 @@ fn an_item_that_is_no_pointer_any_more_before_it_was_sent_goes_at_once() {
     let mut bench = Bench::new(ResendPolicy::default());
     let pointer = Pointer::new(Arc::new(Mutex::new(Vec::new())));
     let key = 1u32.to_opcode().unwrap();
-    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), &mut ());
     bench.set(1, b"data");
     assert_eq!(bench.pump(), 1, "nothing must be read for it");
-    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+    bench.core.set(bench.table, &key, NewValue::Other(&OtherValue::Pointer(&pointer)), &mut ());
     assert_eq!(bench.pump(), 0);
     assert!(bench.core.has_reads(bench.session), "and the other way round");
 }
@@ -523,7 +561,7 @@ fn no_pointer_is_read_before_the_name_of_its_table_was_sent() {
         table,
         &1u32.to_opcode().unwrap(),
         NewValue::Other(&OtherValue::Pointer(&pointer)),
-        |_, _| false,
+        &mut (),
     );
     // There was no room for the name, and now there is some.
     assert!(!bench.core.has_reads(bench.session) && bench.core.poll_read(bench.session).is_none());
@@ -539,7 +577,7 @@ fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
     let tables: Vec<TableId> =
         (0..TABLES).map(|n| core.table(&n.to_string(), Retention::Newest).unwrap()).collect();
     for (key, &table) in (0..KEYS).flat_map(|key| tables.iter().map(move |table| (key, table))) {
-        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), |_, _| false);
+        core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), &mut ());
     }
     let session = core.attach(Subscription::all());
     let mut sent = Vec::new();
@@ -578,18 +616,18 @@ fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle()
         }
         (replaced, std::mem::take(&mut tokens).pop())
     };
-    source.set(table, &key, NewValue::Data(b"first life"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"first life"), &mut ());
     let (_, first) = deliver(&mut source, &mut destination, true);
     assert!(destination.acknowledge(&first.unwrap()));
     source.remove(table, &key).unwrap();
     let (_, gone) = deliver(&mut source, &mut destination, true);
-    source.set(table, &key, NewValue::Data(b"second life"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"second life"), &mut ());
     let (replaced, second) = deliver(&mut source, &mut destination, true);
     assert!(!replaced, "the remove was told");
     assert!(!destination.acknowledge(&gone.unwrap()), "there is a newer change");
     assert!(destination.refuse(&second.unwrap()));
     assert_eq!(destination.stats().owed, 0, "no token is left that could settle anything");
-    source.set(table, &key, NewValue::Data(b"third value"), |_, _| false);
+    source.set(table, &key, NewValue::Data(b"third value"), &mut ());
     let (replaced, third) = deliver(&mut source, &mut destination, true);
     assert!(!replaced, "the remove was told, and what came after it was refused");
     assert!(destination.acknowledge(&third.unwrap()));

@@ -45,6 +45,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::prefetch::{LINE_BYTES, prefetch_line, prefetch_line_to_write};
+use crate::ring::{RecordPieces, pieces_bytes};
 use crate::sys::fork::{Creator, OwnFd};
 use crate::sys::memfd;
 #[cfg(feature = "named-region")]
@@ -226,22 +227,39 @@ impl OwnRegion {
         pieces: [&[u8]; N],
     ) {
         let pieces_len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
-        let mut to = self.map.data(offset, size_of_val(&header) + size_of_val(&head) + pieces_len);
-        // SAFETY: as for the pieces below.
-        unsafe { to.cast::<[u8; 8]>().write(header) };
-        // SAFETY: as for the pieces below.
-        to = unsafe { to.add(size_of_val(&header)) };
-        // SAFETY: as for the pieces below.
-        unsafe { to.cast::<[[u8; 8]; H]>().write(head) };
-        // SAFETY: as for the pieces below.
-        to = unsafe { to.add(size_of_val(&head)) };
-        for piece in &pieces {
-            // SAFETY: `data` checked that all pieces lie within the mapping, which is writable; private bytes
+        let to = self.map.data(offset, size_of_val(&header) + size_of_val(&head) + pieces_len);
+        // SAFETY: `data` checked that all of it lies within the mapping, which is writable; private bytes cannot overlap it; and
+        // no one else in this process touches the data, as the caller promises.
+        unsafe { copy_record(to, header, head, pieces) }
+    }
+
+    /// Copies records into the data, one behind the other, after one look at whether so many bytes fit. Answers how many they took.
+    ///
+    /// # Panics
+    /// If that is more than `most`.
+    ///
+    /// # Safety
+    /// As for [`OwnRegion::copy_in`].
+    #[inline(always)]
+    unsafe fn copy_in_records<'a, const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        most: usize,
+        records: impl Iterator<Item = RecordPieces<'a, H, N>>,
+    ) -> usize {
+        let start = self.map.data(offset, most);
+        let mut copied = 0;
+        for (header, head, pieces) in records {
+            let bytes = pieces_bytes(head, pieces);
+            assert!(bytes <= most - copied, "records take more than the {most} bytes that were said");
+            // SAFETY: `copied` is at most `most`, and `data` checked that so many bytes lie within the mapping.
+            let to = unsafe { start.add(copied) };
+            // SAFETY: the assertion checked that all of it lies within those bytes. The mapping is writable; private bytes
             // cannot overlap it; and no one else in this process touches the data, as the caller promises.
-            unsafe { copy(piece.as_ptr(), to, piece.len()) };
-            // SAFETY: at most the end of what `data` checked.
-            to = unsafe { to.add(piece.len()) };
+            unsafe { copy_record(to, header, head, pieces) };
+            copied += bytes;
         }
+        copied
     }
 
     /// Has two cache lines of the data from `offset` brought near, to be written.
@@ -348,6 +366,33 @@ impl PeerRegion {
         unsafe { ptr::copy_nonoverlapping(from, (&raw mut raw).cast(), HEADER_BYTES) };
         compiler_fence(Ordering::SeqCst); // as in `copy_out`
         RawHeader { magic, ..raw }
+    }
+}
+
+/// Copies a record to shared memory, piece by piece.
+///
+/// # Safety
+/// `to` is valid for writes of the header, the words and all pieces, and none of the pieces overlaps that.
+#[inline(always)]
+unsafe fn copy_record<const H: usize, const N: usize>(
+    mut to: *mut u8,
+    header: [u8; 8],
+    head: [[u8; 8]; H],
+    pieces: [&[u8]; N],
+) {
+    // SAFETY: as the caller promises.
+    unsafe { to.cast::<[u8; 8]>().write(header) };
+    // SAFETY: as the caller promises.
+    to = unsafe { to.add(size_of_val(&header)) };
+    // SAFETY: as the caller promises.
+    unsafe { to.cast::<[[u8; 8]; H]>().write(head) };
+    // SAFETY: as the caller promises.
+    to = unsafe { to.add(size_of_val(&head)) };
+    for piece in &pieces {
+        // SAFETY: as the caller promises.
+        unsafe { copy(piece.as_ptr(), to, piece.len()) };
+        // SAFETY: at most the end of what the caller promises.
+        to = unsafe { to.add(piece.len()) };
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::atomic::{self, Ordering};
 
 use super::layout;
 use super::{OwnRegion, PeerRegion};
-use crate::ring::{ConsumerMemory, Memory, ProducerMemory, Word};
+use crate::ring::{ConsumerMemory, Memory, ProducerMemory, RecordPieces, Word};
 
 /// The ring that this side produces into. May move between threads, but is used by one at a time.
 #[derive(Debug)]
@@ -101,6 +101,17 @@ impl ProducerMemory for ProducerMapping {
     ) {
         // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
         unsafe { self.own.copy_in_record(offset, header, head, pieces) }
+    }
+
+    #[inline(always)]
+    fn copy_in_records<'a, const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        most: usize,
+        records: impl Iterator<Item = RecordPieces<'a, H, N>>,
+    ) -> usize {
+        // SAFETY: `new` claimed the data, this type is neither `Clone` nor `Sync`, and it is the only caller.
+        unsafe { self.own.copy_in_records(offset, most, records) }
     }
 
     #[inline]

@@ -29,7 +29,7 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
 }
 
 /// Behind so many bytes the producer looks whether the ring is empty and can begin anew: half of what the nearest cache of a
-/// processor mostly has. See [`Geometry::until_look`].
+/// processor mostly has. See [`Geometry::until_cold`].
 const HOT_BYTES: u64 = 16384;
 
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
@@ -69,16 +69,19 @@ impl Geometry {
         max_payload_bytes(self.capacity)
     }
 
-    /// How many bytes there are until it is time to look whether the ring can begin anew: to the end of the hot bytes, and a
-    /// quarter of them from where that was last looked for.
+    /// How many bytes there are from a position to the end of the hot ones.
     ///
     /// While the consumer keeps up, the same cache lines at the start of the ring serve again and again, and stay in the nearest
-    /// caches of both sides: going round a large ring instead, a round trip took twice as long. Whether the ring is empty is
-    /// looked at here only: that costs a line of the peer's.
-    pub(super) fn until_look(self, position: u64, looked: u64) -> u64 {
-        let offset = position & (self.capacity - 1);
-        let since = position.wrapping_sub(looked);
-        self.hot_bytes.saturating_sub(offset).max((self.hot_bytes / 4).saturating_sub(since))
+    /// caches of both sides: going round a large ring instead, a round trip took twice as long.
+    #[inline]
+    pub(super) fn until_cold(self, position: u64) -> u64 {
+        self.hot_bytes.saturating_sub(position & (self.capacity - 1))
+    }
+
+    /// Behind the hot ones it is looked so often whether the ring is empty: that costs a line of the peer's.
+    #[inline]
+    pub(super) fn bytes_between_looks(self) -> u64 {
+        self.hot_bytes / 4
     }
 
     /// The place in the ring of a position.

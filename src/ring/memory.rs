@@ -10,6 +10,8 @@
 
 use std::sync::atomic::Ordering;
 
+use super::layout::record_bytes;
+
 /// The words that each side writes and its peer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
@@ -34,6 +36,15 @@ pub(crate) trait Memory {
 
     /// A fence, as Acquire or SeqCst.
     fn fence(&self, order: Ordering);
+}
+
+/// A record: its header, the words that are put together for it, and the pieces behind them.
+pub(crate) type RecordPieces<'a, const H: usize, const N: usize> = ([u8; 8], [[u8; 8]; H], [&'a [u8]; N]);
+
+/// What a record of these takes up in the ring.
+#[inline(always)]
+pub(crate) fn pieces_bytes<const H: usize, const N: usize>(head: [[u8; 8]; H], pieces: [&[u8]; N]) -> usize {
+    record_bytes(size_of_val(&head) + pieces.iter().map(|piece| piece.len()).sum::<usize>()) as usize
 }
 
 /// The producer's view: it alone writes the data.
@@ -62,6 +73,29 @@ pub(crate) trait ProducerMemory: Memory {
             self.copy_in(offset, piece);
             offset += piece.len();
         }
+    }
+
+    /// As [`copy_in_record`](Self::copy_in_record) for records one behind the other, from `offset` on, which take `most` bytes at most;
+    /// answers how many they took. `offset + most` is at most the capacity.
+    ///
+    /// # Panics
+    ///
+    /// If they take more.
+    #[inline(always)]
+    fn copy_in_records<'a, const H: usize, const N: usize>(
+        &self,
+        offset: usize,
+        most: usize,
+        records: impl Iterator<Item = RecordPieces<'a, H, N>>,
+    ) -> usize {
+        let mut copied = 0;
+        for (header, head, pieces) in records {
+            let bytes = pieces_bytes(head, pieces);
+            assert!(bytes <= most - copied, "records take more than the {most} bytes that were said");
+            self.copy_in_record(offset + copied, header, head, pieces);
+            copied += bytes;
+        }
+        copied
     }
 
     /// Has what lies at `offset`, below the capacity, fetched from the consumer, so that it can be written soon: a short record's

@@ -100,6 +100,6 @@ pub(crate) mod tests;
 
 pub(crate) use consumer::Consumer;
 pub use error::RingError;
-pub(crate) use layout::max_payload_bytes;
-pub(crate) use memory::{ConsumerMemory, Memory, ProducerMemory, Word};
+pub(crate) use layout::{max_payload_bytes, record_bytes};
+pub(crate) use memory::{ConsumerMemory, Memory, ProducerMemory, RecordPieces, Word, pieces_bytes};
 pub(crate) use producer::Producer;

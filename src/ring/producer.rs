@@ -26,9 +26,10 @@ pub(crate) struct Producer<M> {
     head: u64,
     /// Where the ring was last begun anew, if that is beyond `head`, or `head`: nothing before it must be kept.
     kept_from: u64,
-    /// Where the tail was when it was last looked whether the ring can begin anew.
-    looked: u64,
-    /// So many bytes can be written at the tail, when nothing is staged, with nothing to be looked at or checked.
+    /// From there on it is looked whether the ring can begin anew, when nothing is staged.
+    look_at: u64,
+    /// So many bytes can be written at the tail, one behind the other, with nothing to be looked at or checked. None while records
+    /// are combined.
     runway: u64,
     /// Meanwhile lines are fetched ahead.
     fetches: bool,
@@ -68,7 +69,7 @@ impl<M: ProducerMemory> Producer<M> {
             published: position,
             head: position,
             kept_from: position,
-            looked: position,
+            look_at: position,
             runway: 0,
             fetches: false,
             combined: Combined::default(),
@@ -144,7 +145,7 @@ impl<M: ProducerMemory> Producer<M> {
     ) -> Result<bool, RingError> {
         self.check_length(len);
         let is_first = self.tail == self.published;
-        if is_first && self.geometry.until_look(self.tail, self.looked) == 0 {
+        if is_first && self.until_look() == 0 && self.geometry.until_cold(self.tail) == 0 {
             self.begin_anew_if_drained()?;
         }
         let bytes = record_bytes(len);
@@ -172,6 +173,34 @@ impl<M: ProducerMemory> Producer<M> {
         Ok(true)
     }
 
+    /// How many bytes of records [`write_run`](Self::write_run) takes now. If that is not enough, one record at a time may still find
+    /// room.
+    #[inline(always)]
+    pub(crate) fn runway(&self) -> u64 {
+        self.runway
+    }
+
+    /// Stages records one behind the other, as [`try_write_headed`](Self::try_write_headed) does each of them. Nothing else is written
+    /// in between, so that the lines that they go to come over several at a time.
+    ///
+    /// # Panics
+    ///
+    /// If they take more than the [`runway`](Self::runway).
+    #[inline(always)]
+    pub(crate) fn write_run<'a, const H: usize, const N: usize>(
+        &mut self,
+        records: impl Iterator<Item = ([[u8; 8]; H], [&'a [u8]; N])>,
+    ) {
+        let records = records.map(|(head, pieces)| {
+            let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            (Header::record(len).to_bytes(), head, pieces)
+        });
+        let (offset, most) = (self.geometry.offset(self.tail), self.runway as usize);
+        let bytes = self.memory.copy_in_records(offset, most, records) as u64;
+        self.tail = self.tail.wrapping_add(bytes);
+        self.runway -= bytes;
+    }
+
     /// Writes a record at the tail, where there is room for it.
     #[inline(always)]
     fn write<const H: usize, const N: usize>(&mut self, len: usize, head: [[u8; 8]; H], pieces: [&[u8]; N]) {
@@ -190,12 +219,22 @@ impl<M: ProducerMemory> Producer<M> {
         self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4)
     }
 
-    /// Those up to the next look whether the ring can begin anew, and to where it is full.
+    /// Those, or up to where the ring is full.
     fn find_runway(&mut self) {
-        let free = self.free_bytes();
-        let runway = self.in_one_piece().min(self.geometry.until_look(self.tail, self.looked));
-        self.fetches = free > runway + 2 * FETCHED_AHEAD_BYTES;
-        self.runway = runway.min(free);
+        let until_cold = self.geometry.until_cold(self.tail);
+        if self.until_look() < until_cold {
+            self.look_at = self.tail.wrapping_add(until_cold);
+        }
+        let (free, in_one_piece) = (self.free_bytes(), self.in_one_piece());
+        self.fetches = free > in_one_piece + 2 * FETCHED_AHEAD_BYTES;
+        self.runway = in_one_piece.min(free);
+    }
+
+    /// The bytes until it is time to look whether the ring can begin anew.
+    #[inline(always)]
+    fn until_look(&self) -> u64 {
+        let until = self.look_at.wrapping_sub(self.tail);
+        if until > u64::MAX / 2 { 0 } else { until }
     }
 
     /// As [`try_write_headed`](Self::try_write_headed), of pieces alone.
@@ -232,6 +271,9 @@ impl<M: ProducerMemory> Producer<M> {
         // load of the tail, in `Consumer::refresh_tail`.
         self.memory.store_own(Word::Cursor, self.tail, Release);
         self.published = self.tail;
+        if self.until_look() == 0 {
+            self.runway = 0;
+        }
         true
     }
 
@@ -299,7 +341,6 @@ impl<M: ProducerMemory> Producer<M> {
     /// the tail of what is written next.
     #[cold]
     fn begin_anew_if_drained(&mut self) -> Result<(), RingError> {
-        self.looked = self.tail;
         if self.head != self.tail {
             self.refresh_head()?;
         }
@@ -310,6 +351,7 @@ impl<M: ProducerMemory> Producer<M> {
             // there that it could read.
             self.memory.store_own(Word::Start, self.tail, Relaxed);
         }
+        self.look_at = self.tail.wrapping_add(self.geometry.bytes_between_looks());
         Ok(())
     }
 

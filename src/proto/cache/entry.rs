@@ -37,6 +37,12 @@ impl EntryId {
         EntryId { table, index: TABLE_END }
     }
 
+    /// The index of its item among those of the table.
+    #[inline(always)]
+    pub(crate) fn item_index(self) -> usize {
+        self.index as usize
+    }
+
     pub(super) fn is_item(self) -> bool {
         self.index < TABLE_END
     }

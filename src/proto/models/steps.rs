@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use super::super::cache::EntryKind;
-use super::super::source::{Drawn, Read, Unreadable};
+use super::super::source::{Drawn, Read, SessionId, Unreadable};
 use super::super::store::{NewValue, OtherValue, TableId, Value};
 use super::oracle::{App, KEYS, Kind, Subject, Truth, subject};
 use super::seen::{Seen, Situation};
@@ -14,7 +14,7 @@ use super::world::{
 use crate::retention::{EnumeratedItems, Retention};
 use crate::seq::SyncSeq;
 use crate::subscription::Subscription;
-use crate::wire::{Ack, Payload};
+use crate::wire::{Ack, Frame, Payload};
 
 impl World {
     pub(super) fn act(&mut self, action: Action, before: &World, seen: &Seen) -> Option<Result<(), String>> {
@@ -127,7 +127,7 @@ impl World {
         if version == 0 {
             source.remove(table, &opcode);
         } else if source.touch(table, &opcode).is_none() {
-            source.set(table, &opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| false);
+            source.set(table, &opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), &mut ());
         }
         source.skip_changes(skipped);
         self.truth.tell(key);
@@ -140,11 +140,16 @@ impl World {
         let source = self.source_mut();
         // One key's changes go at once if they may, another's wait: as from a publisher that finds the ring full.
         let mut offered = None;
-        source.set(table, &opcode(key), NewValue::Data(&[version]), |_, frame| {
-            let takes = room && key == 0;
-            offered = takes.then(|| encoded(frame));
-            takes
-        });
+        source.set(
+            table,
+            &opcode(key),
+            NewValue::Data(&[version]),
+            &mut |_: SessionId, frame: &Frame<'_>| {
+                let takes = room && key == 0;
+                offered = takes.then(|| encoded(frame));
+                takes
+            },
+        );
         source.skip_changes(skipped);
         if let Some(record) = offered {
             self.put(record);

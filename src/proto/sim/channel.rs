@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::destination::{DestinationCore, Event};
-use super::super::source::{Drawn, Read, SessionId, SourceCore, Unreadable};
+use super::super::source::{Drawn, Outlet, Read, Runway, SessionId, SourceCore, Unreadable};
 use super::app::{App, Circumstances};
 use super::node::{Asked, Link, Node, Record, draw_subscription};
 use super::seen::Hazard;
@@ -377,6 +377,48 @@ pub(super) struct Staged {
     table: u16,
     opcode: Option<Opcode>,
     change: u64,
+}
+
+/// The rings of all links, while the owner tells of a change; now and then there is no room for what could go at once.
+pub(super) struct Rings<'a> {
+    pub(super) nodes: &'a [Node],
+    pub(super) rng: &'a mut fastrand::Rng,
+    pub(super) ring_records: usize,
+    /// What has been put in them, by node.
+    pub(super) offered: Vec<(usize, Staged)>,
+}
+
+impl Rings<'_> {
+    /// The node of a session, and how many records there is room for.
+    fn room(&self, session: SessionId) -> (usize, usize) {
+        let is_its = |node: &Node| node.link.as_ref().is_some_and(|link| link.session == session);
+        let node = self.nodes.iter().position(is_its).expect("a session has a link");
+        let here = self.offered.iter().filter(|(other, _)| *other == node).count();
+        let ring = self.nodes[node].link.as_ref().map_or(0, |link| link.ring.len());
+        (node, self.ring_records.saturating_sub(ring + here))
+    }
+}
+
+impl Outlet for Rings<'_> {
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool {
+        let (node, room) = self.room(session);
+        let takes = room > 0 && self.rng.bool();
+        if takes {
+            self.offered.push((node, Staged::of(frame)));
+        }
+        takes
+    }
+
+    fn runway(&mut self, session: SessionId) -> Runway {
+        let (_, room) = self.room(session);
+        Runway { frames: self.rng.usize(..=room) as u32, bytes: u64::MAX }
+    }
+
+    fn put<'a>(&mut self, session: SessionId, frames: impl ExactSizeIterator<Item = Frame<'a>>) {
+        let (node, room) = self.room(session);
+        assert!(frames.len() <= room, "more than there was a runway for");
+        self.offered.extend(frames.map(|frame| (node, Staged::of(&frame))));
+    }
 }
 
 impl Staged {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::super::source::{SessionId, SourceCore};
+use super::super::source::{Outlet, SessionId, SourceCore};
 use super::super::store::{NewValue, OtherValue, TableId};
 use super::seen::{Hazard, Seen};
 use super::{GROUPS, Item, KEYS, STEPS, TABLES};
@@ -257,13 +257,13 @@ impl Owner {
         }
     }
 
-    /// Tells the source of a change. `offer` says whether a frame that may go at once has found room.
+    /// Tells the source of a change. What may go at once does, into `outlet`.
     pub(super) fn tell(
         &self,
         call: &Call,
         source: &mut SourceCore,
         table: TableId,
-        mut offer: impl FnMut(SessionId, &Frame<'_>) -> bool,
+        outlet: &mut impl Outlet,
         seen: &mut Seen,
     ) {
         let (name, opcode) = call.item();
@@ -277,7 +277,7 @@ impl Owner {
                     let untold = u64::MAX.to_ne_bytes();
                     let batch = [(opcode, &untold[..]), (opcode, &value[..])];
                     let mut changed = Vec::new();
-                    source.set_many(table, batch.into_iter(), &mut changed, &mut offer);
+                    source.set_many(table, batch.into_iter(), &mut changed, outlet);
                     assert_eq!(changed.len(), 2, "each is another value");
                     seen.note_if(before == Some(true), Hazard::SetTwice);
                     return;
@@ -289,7 +289,7 @@ impl Owner {
                         0 => NewValue::Data(&value),
                         _ => NewValue::Other(&buffer),
                     };
-                    source.set(table, opcode, value, &mut offer)
+                    source.set(table, opcode, value, outlet)
                 };
                 let stored = set();
                 assert!(stored.is_some(), "each version is another value");
@@ -328,7 +328,7 @@ impl Owner {
         for (item, version) in self.items() {
             match self.table(source, item.0, step).filter(|_| rng.bool()) {
                 Some(table) if self.keeps_newest(item.0) => {
-                    source.set(table, &item.1, NewValue::Data(&version.to_ne_bytes()), |_, _| false);
+                    source.set(table, &item.1, NewValue::Data(&version.to_ne_bytes()), &mut ());
                 }
                 Some(_) => {}
                 None => {
@@ -342,9 +342,12 @@ impl Owner {
 
 fn share(source: &mut SourceCore, table: TableId, opcode: &Opcode, cell: &Arc<SharedVersion>) {
     let pointer = Pointer::new(cell.clone());
-    source.set(table, opcode, NewValue::Other(&OtherValue::Pointer(&pointer)), |_, _| {
-        unreachable!("it must be read first")
-    });
+    source.set(
+        table,
+        opcode,
+        NewValue::Other(&OtherValue::Pointer(&pointer)),
+        &mut |_: SessionId, _: &Frame<'_>| unreachable!("it must be read first"),
+    );
 }
 
 impl Call {

@@ -5,16 +5,15 @@ use std::fmt;
 use std::time::Instant;
 
 use super::super::resend::ResendPolicy;
-use super::super::source::{SessionId, SourceConfig, SourceCore};
+use super::super::source::{SourceConfig, SourceCore};
 use super::super::store::Value;
-use super::channel::Staged;
+use super::channel::Rings;
 use super::node::{Asked, Node};
 use super::owner::{Call, Items, Owner};
 use super::seen::{Hazard, Seen};
 use super::{CHANGES, GROUPS, Item, KEYS, QUIET_ROUNDS, STEPS, TABLES, item_of};
 use crate::opcode::ToOpcode;
 use crate::seq::{ChangeNumber, SyncSeq};
-use crate::wire::Frame;
 
 pub(super) struct World {
     pub(super) rng: fastrand::Rng,
@@ -245,20 +244,10 @@ impl World {
             let beside = resends.filter(|record| record.item.as_ref() == Some(call.item())).count();
             self.seen.note_times(Hazard::ResendBesideNewerChange, beside as u64);
         }
-        let mut offered: Vec<(usize, Staged)> = Vec::new();
         let (nodes, rng, ring_records) = (&self.nodes, &mut self.rng, self.ring_records);
-        let offer = |session: SessionId, frame: &Frame<'_>| {
-            let is_its = |node: &Node| node.link.as_ref().is_some_and(|link| link.session == session);
-            let node = nodes.iter().position(is_its).expect("a session has a link");
-            let here = offered.iter().filter(|(other, _)| *other == node).count();
-            let ring = nodes[node].link.as_ref().map_or(0, |link| link.ring.len());
-            let takes = ring + here < ring_records && rng.bool();
-            if takes {
-                offered.push((node, Staged::of(frame)));
-            }
-            takes
-        };
-        self.owner.tell(&call, &mut self.source, table, offer, &mut self.seen);
+        let mut rings = Rings { nodes, rng, ring_records, offered: Vec::new() };
+        self.owner.tell(&call, &mut self.source, table, &mut rings, &mut self.seen);
+        let offered = rings.offered;
         self.seen.note_times(Hazard::SentAtOnce, offered.len() as u64);
         for (node, staged) in offered {
             self.put(node, staged, |_| ());

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, SyncCache};
+use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, InFlight, SyncCache};
 use super::super::replay::Replay;
 use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::super::store::{Changed, ItemId, Store, TableId, Value};
+use super::super::store::{Changed, Item, ItemId, Store, TableId, Value};
+use super::{Outlet, SessionId};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 use crate::subscription::{Selection, Subscription};
@@ -140,57 +141,115 @@ impl Session {
         self.read_owed = false;
     }
 
-    /// S3: records what was set of a table. What may go at once is offered (S2).
+    /// S3: records what was set of a table in one batch. What may go at once does (S2). `id` is what the outlet knows this
+    /// session by.
     #[inline]
     pub(super) fn record_sets(
         &mut self,
+        id: SessionId,
         table: TableId,
         mut changed: &[Changed],
         store: &mut Store,
-        mut offer: impl FnMut(&Frame<'_>) -> bool,
+        outlet: &mut impl Outlet,
     ) {
-        while !changed.is_empty() {
-            let done = self.send_at_once(table, changed, store, &mut offer);
-            let Some((&next, behind)) = changed[done..].split_first() else { return };
-            self.record_set(table, next, store);
+        loop {
+            let in_run = self.send_run(id, table, changed, store, outlet);
+            // Where the runway ends, one by itself may still find room, and another runway behind it.
+            let Some((&next, behind)) = changed[in_run..].split_first() else { return };
+            self.record_set(id, table, next, store, outlet);
             changed = behind;
         }
     }
 
-    /// Offers the frames of changes that have just been made, as long as they may go at once: nothing waits, the destination was
-    /// sent the item before, and its entry holds data. Answers how many of them are done with: in the ring, or of a table of which
-    /// the destination wants nothing.
-    #[inline(always)]
-    fn send_at_once(
+    /// As [`Session::record_sets`], for one change.
+    #[inline]
+    pub(super) fn record_set(
         &mut self,
+        id: SessionId,
+        table: TableId,
+        changed: Changed,
+        store: &mut Store,
+        outlet: &mut impl Outlet,
+    ) {
+        if !self.send_at_once(id, table, changed, store, outlet) {
+            self.record_waiting(table, changed, store);
+        }
+    }
+
+    /// Sends what has just been changed as long as it may go at once and there is a runway: it is recorded first, and then put
+    /// in the ring. It may go if nothing waits, the destination was sent the item before, and its entry holds data.
+    /// Answers how many of them are done with: in the ring, or of a table of which the destination wants nothing.
+    #[inline(always)]
+    fn send_run<O: Outlet>(
+        &mut self,
+        id: SessionId,
         table: TableId,
         changed: &[Changed],
         store: &Store,
-        mut offer: impl FnMut(&Frame<'_>) -> bool,
+        outlet: &mut O,
     ) -> usize {
         let Some(selection) = &self.selections[usize::from(table)] else { return changed.len() };
         if !self.replay.is_over() {
             return 0;
         }
         let items = store.tables()[usize::from(table)].items();
+        let mut runway = outlet.runway(id);
         let first = self.cache.next_ordinal();
         let sent = self.cache.send_at_once(table, changed, items, |item, ordinal| {
-            let Value::Data(value) = &item.value else { return false };
-            let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
-            selection.takes(&item.opcode) && offer(&Frame { change: item.change, ordinal, table, payload })
+            let frame = frame_of_data(item, ordinal, table);
+            selection.takes(&item.opcode)
+                && frame.is_some_and(|frame| runway.take(O::bytes_of(frame.len_bytes())))
         });
         let frames = self.cache.next_ordinal() - first;
         if frames > 0 {
+            let frame_of = |record: &InFlight| {
+                let item = &items[record.entry.item_index()];
+                frame_of_data(item, record.ordinal, table).expect("it was recorded because it has data")
+            };
+            outlet.put(id, self.cache.sent_last(frames as usize).map(frame_of));
+        }
+        self.handle_sent_at_once(sent, frames);
+        sent
+    }
+
+    /// As [`Session::send_run`], for one change, which is on its way before it is recorded. Answers whether it is done with.
+    #[inline(always)]
+    fn send_at_once(
+        &mut self,
+        id: SessionId,
+        table: TableId,
+        changed: Changed,
+        store: &Store,
+        outlet: &mut impl Outlet,
+    ) -> bool {
+        let Some(selection) = &self.selections[usize::from(table)] else { return true };
+        if !self.replay.is_over() {
+            return false;
+        }
+        let items = store.tables()[usize::from(table)].items();
+        let first = self.cache.next_ordinal();
+        let sent = self.cache.send_at_once(table, &[changed], items, |item, ordinal| {
+            let frame = frame_of_data(item, ordinal, table);
+            selection.takes(&item.opcode) && frame.is_some_and(|frame| outlet.offer(id, &frame))
+        });
+        self.handle_sent_at_once(sent, self.cache.next_ordinal() - first);
+        sent == 1
+    }
+
+    /// So many changes were sent at once, by so many frames: fewer, if an item was set twice.
+    #[inline(always)]
+    fn handle_sent_at_once(&mut self, changes: usize, frames: u64) {
+        if frames > 0 {
             self.counters.sent += frames;
             self.read_went = false;
+            self.cache.compact_if_long();
         }
-        self.counters.coalesced += sent as u64 - frames;
-        sent
+        self.counters.coalesced += changes as u64 - frames;
     }
 
     /// Records a change that does not go at once, if the destination wants the item.
     #[inline(never)]
-    fn record_set(&mut self, table: TableId, changed: Changed, store: &mut Store) {
+    fn record_waiting(&mut self, table: TableId, changed: Changed, store: &mut Store) {
         let id = ItemId { table, index: changed.index };
         let item = store.item(id);
         if !self.wants(table, &item.opcode) {
@@ -369,6 +428,14 @@ impl Session {
             }
         }
     }
+}
+
+/// The frame of an item that has just been set, if its data is here.
+#[inline(always)]
+fn frame_of_data(item: &Item, ordinal: u64, table: TableId) -> Option<Frame<'_>> {
+    let Value::Data(value) = &item.value else { return None };
+    let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
+    Some(Frame { change: item.change, ordinal, table, payload })
 }
 
 /// For the models: what is counted has no influence.
