@@ -3,8 +3,8 @@
 /// Fills a value, whose length is a multiple of 8, so that it is that of the `n`th change and no other's.
 #[inline]
 pub(crate) fn fill(value: &mut [u8], n: u64) {
-    for (word, at) in value.chunks_exact_mut(8).zip(0u64..) {
-        word.copy_from_slice(&(n ^ (at << 56)).to_ne_bytes());
+    for (at, word) in value.as_chunks_mut().0.iter_mut().enumerate() {
+        *word = (n ^ ((at as u64) << 56)).to_ne_bytes();
     }
 }
 

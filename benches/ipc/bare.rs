@@ -12,7 +12,7 @@ use crate::harness::{cpu, record};
 use crate::region::layout::{Header, Kind};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
 use crate::region::{OwnRegion, PeerRegion};
-use crate::ring::{Consumer, Producer};
+use crate::ring::{Consumer, Producer, record_bytes};
 
 /// One side of a link: a ring out, a ring in.
 struct Side {
@@ -48,6 +48,21 @@ fn meet(words: &Words, own: usize, ring_bytes: u64) -> Side {
 impl Side {
     fn send(&mut self, value: &[u8]) -> bool {
         self.out.try_write_headed([], [value]).expect("a sane peer")
+    }
+
+    /// Sends values of so many bytes: in one go as far as there is a runway, one by one where there is none.
+    fn send_all(&mut self, values: &[u8], value_bytes: usize) {
+        let mut values = values.chunks_exact(value_bytes);
+        while values.len() > 0 {
+            let in_run = (self.out.runway() / record_bytes(value_bytes)) as usize;
+            self.out.write_run(values.by_ref().take(in_run).map(|value| ([], [value])));
+            let Some(value) = values.next() else { break };
+            while !self.send(value) {
+                self.out.publish();
+                std::hint::spin_loop();
+            }
+        }
+        self.out.publish();
     }
 
     fn receive(&mut self) -> u64 {
@@ -117,19 +132,18 @@ pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 
     });
     cpu::pin(cpus[0]);
     let mut side = meet(&words, 0, ring_bytes);
-    let mut value = vec![0; value_bytes];
+    let mut values = vec![0; value_bytes * batch as usize];
     let start = Instant::now();
-    for n in 0..records {
-        record::fill(&mut value, n);
-        while !side.send(&value) {
-            side.out.publish();
-            std::hint::spin_loop();
+    let mut n = 0;
+    while n < records {
+        let count = batch.min(records - n);
+        let values = &mut values[..value_bytes * count as usize];
+        for value in values.chunks_exact_mut(value_bytes) {
+            record::fill(value, n);
+            n += 1;
         }
-        if n.is_multiple_of(batch) {
-            side.out.publish();
-        }
+        side.send_all(values, value_bytes);
     }
-    side.out.publish();
     assert_eq!(side.receive(), records);
     let rate = records as f64 / start.elapsed().as_secs_f64();
     peer.join();

@@ -44,8 +44,6 @@ pub(crate) use session::SessionCounters;
 
 /// Data of a batch that is stored before any of it is recorded: about a quarter of what the nearest cache mostly has.
 const UNRECORDED_BYTES: usize = 8192;
-/// Longer data is recorded at once: to have the records behind each other gains nothing then.
-const LONGEST_UNRECORDED_BYTES: usize = 512;
 
 /// A session's place; used again once its destination is gone.
 pub(crate) type SessionId = usize;
@@ -195,10 +193,7 @@ impl SourceCore {
                 if let Some(item) = self.store.set(table, opcode, value, self.config.send_equal) {
                     changed.push(item);
                 }
-                bytes += match data.len() {
-                    short @ ..=LONGEST_UNRECORDED_BYTES => size_of::<Opcode>() + short,
-                    _ => UNRECORDED_BYTES,
-                };
+                bytes += size_of::<Opcode>() + data.len();
             }
             if bytes == 0 {
                 return;
