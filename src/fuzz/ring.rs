@@ -243,8 +243,16 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
             break;
         }
         let len = memory.choose(|choices| choices.below(payload.len() as u64 + 1)) as usize;
+        let in_run = record_bytes(len) <= producer.runway() && memory.choose(|choices| choices.one_in(2));
         ring.begin_call(memory);
-        let outcome = producer.try_write([&payload[..len]]);
+        let outcome = match in_run {
+            true => {
+                saw("written in a run");
+                producer.write_run(std::iter::once(([], [&payload[..len]])));
+                Ok(true)
+            }
+            false => producer.try_write([&payload[..len]]),
+        };
         let call = memory.end_call();
         assert!(call.accesses <= MAX_WRITE_ACCESSES, "{} accesses in one call", call.accesses);
         saw(ring.handle_head(&call, outcome.err()));

@@ -51,7 +51,12 @@ pub(super) fn run(input: &[u8], saw: Saw<'_>) {
     while !choices.is_used_up() && steps < MAX_STEPS {
         steps += 1;
         match choices.byte() % 16 {
-            0..=5 => pair.write(choices.below(capacity / 4 - 7) as usize, saw),
+            0..=4 => pair.write(choices.below(capacity / 4 - 7) as usize, saw),
+            5 => {
+                let lengths: Vec<usize> =
+                    (0..=choices.below(4)).map(|_| choices.below(64) as usize).collect();
+                pair.write_run(&lengths, saw);
+            }
             6 | 7 => pair.publish(saw),
             8..=11 => pair.read(saw),
             12 | 13 => pair.release(saw),
@@ -70,13 +75,12 @@ pub(super) fn run(input: &[u8], saw: Saw<'_>) {
 
 impl Pair {
     fn write(&mut self, len: usize, saw: Saw<'_>) {
-        let payload: Vec<u8> = (0..len).map(|at| self.next.wrapping_add(at as u8)).collect();
+        let payload = self.payload(len);
         let (one, other) = payload.split_at(len / 2);
         let before = self.producer.written();
         let held = self.unreleased_bytes + self.unread_bytes;
         if self.producer.try_write([one, other]) == Ok(true) {
             assert!(held + record_bytes(len) <= self.capacity, "{held} bytes and {len} fit");
-            self.next = self.next.wrapping_add(1);
             self.unread_bytes += record_bytes(len);
             self.unread.push_back(payload);
             let advance = self.producer.written().wrapping_sub(before);
@@ -90,6 +94,31 @@ impl Pair {
             assert_eq!(self.producer.written(), before);
             saw("full");
         }
+    }
+
+    /// As many of these as there is a runway for.
+    fn write_run(&mut self, lengths: &[usize], saw: Saw<'_>) {
+        let (mut payloads, mut left) = (Vec::new(), self.producer.runway());
+        let held = self.unreleased_bytes + self.unread_bytes;
+        assert!(held + left <= self.capacity, "a runway of {left} bytes beside {held}");
+        for &len in lengths {
+            if record_bytes(len) > left {
+                break;
+            }
+            left -= record_bytes(len);
+            payloads.push(self.payload(len));
+        }
+        self.producer.write_run(payloads.iter().map(|payload| ([], [&payload[..]])));
+        assert_eq!(self.producer.runway(), left);
+        self.unread_bytes += payloads.iter().map(|payload| record_bytes(payload.len())).sum::<u64>();
+        saw(if payloads.len() > 1 { "a run written" } else { "no runway, or not for two" });
+        self.unread.extend(payloads);
+    }
+
+    fn payload(&mut self, len: usize) -> Vec<u8> {
+        let payload = (0..len).map(|at| self.next.wrapping_add(at as u8)).collect();
+        self.next = self.next.wrapping_add(1);
+        payload
     }
 
     fn publish(&mut self, saw: Saw<'_>) {

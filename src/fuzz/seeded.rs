@@ -107,6 +107,7 @@ fn a_ring_survives_any_garbage_with_bounded_work() {
             "written at once",
             "to be written later",
             "padding written",
+            "written in a run",
             "full",
             "head out of range",
             "head unaligned",
@@ -124,6 +125,8 @@ fn a_ring_is_a_queue() {
         sees: &[
             "written",
             "written behind a gap",
+            "a run written",
+            "no runway, or not for two",
             "full",
             "read",
             "nothing",

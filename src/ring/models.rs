@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::loom_memory::{Bell, LoomMemory, Signal, ring_at};
-use super::{Consumer, Producer};
+use super::{Consumer, Producer, record_bytes};
 
 /// The smallest ring: eight words, a payload of at most eight bytes.
 const CAPACITY: u64 = 64;
@@ -337,10 +337,14 @@ fn release_and_ring(consumer: &mut Consumer<LoomMemory>, for_producer: &Bell) {
     }
 }
 
-/// Stages record number `index`, in two pieces; `false` if the ring is full.
+/// Stages record number `index`, in two pieces, each second one as a run if there is a runway; `false` if the ring is full.
 fn write(producer: &mut Producer<LoomMemory>, index: usize, len: usize) -> bool {
     let payload = payload(index, len);
     let (front, back) = payload.split_at(len / 3);
+    if !index.is_multiple_of(2) && record_bytes(len) <= producer.runway() {
+        producer.write_run(std::iter::once(([], [front, back])));
+        return true;
+    }
     producer.try_write([front, back]).unwrap()
 }
 

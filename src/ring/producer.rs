@@ -265,15 +265,16 @@ impl<M: ProducerMemory> Producer<M> {
         if self.tail == self.published {
             return false;
         }
+        if self.until_look() == 0 {
+            // What comes next looks.
+            self.runway = 0;
+        }
         self.write_combined();
         self.combined.close();
         // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
         // load of the tail, in `Consumer::refresh_tail`.
         self.memory.store_own(Word::Cursor, self.tail, Release);
         self.published = self.tail;
-        if self.until_look() == 0 {
-            self.runway = 0;
-        }
         true
     }
 

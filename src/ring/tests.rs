@@ -323,6 +323,83 @@ fn ring_that_takes_batches_begins_anew_between_them() {
 }
 
 #[test]
+fn records_of_a_run_arrive_with_those_before_and_behind_them() {
+    let (mut producer, mut consumer) = ring(1024);
+    assert_eq!(producer.runway(), 0, "nothing is known yet");
+    let run = [&[2; 1][..], &[3; 16], &[], &[4; 100]];
+    for lap in 0..100 {
+        assert!(write(&mut producer, &[1; 30]));
+        let before = producer.runway();
+        let bytes: u64 = run.iter().map(|payload| record_bytes(payload.len())).sum();
+        if before < bytes {
+            // It was written at the ring's end.
+            run.iter().for_each(|payload| assert!(write(&mut producer, payload), "lap {lap}"));
+        } else {
+            write_run(&mut producer, &run);
+            assert_eq!(producer.runway(), before - bytes);
+        }
+        assert!(write(&mut producer, &[5; 30]));
+        producer.publish();
+        for payload in [&[1; 30][..]].into_iter().chain(run).chain([&[5; 30][..]]) {
+            assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(payload), "lap {lap}");
+        }
+        consumer.release();
+    }
+}
+
+#[test]
+fn there_is_no_runway_behind_records_that_are_combined() {
+    let (mut producer, mut consumer) = ring(1024);
+    assert!(write(&mut producer, &[1; 8]));
+    assert!(producer.runway() > 0);
+    assert!(write(&mut producer, &[2; 8]));
+    assert_eq!(producer.runway(), 0, "what is combined is not in the ring yet");
+    producer.publish();
+    for n in [1, 2] {
+        assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(&[n; 8][..]));
+    }
+}
+
+#[test]
+#[should_panic(expected = "records take more than the")]
+fn a_run_beyond_the_runway_is_the_callers_fault() {
+    let (mut producer, _consumer) = ring(1024);
+    assert!(write(&mut producer, &[1; 8]));
+    let count = producer.runway() / 16 + 1;
+    write_run(&mut producer, &vec![&[2; 8][..]; count as usize]);
+}
+
+#[test]
+fn ring_that_takes_runs_begins_anew_between_them() {
+    const CAPACITY: u64 = 1 << 16;
+    let (mut producer, mut consumer) = ring(CAPACITY);
+    let mut in_runs = 0;
+    for batch in 0..200u8 {
+        let payload = [batch; 600];
+        let mut left = 5;
+        while left > 0 {
+            let in_run = left.min(producer.runway() / record_bytes(600));
+            write_run(&mut producer, &vec![&payload[..]; in_run as usize]);
+            in_runs += in_run;
+            left -= in_run;
+            if left > 0 {
+                assert!(write(&mut producer, &payload));
+                left -= 1;
+            }
+        }
+        producer.publish();
+        for _ in 0..5 {
+            assert_eq!(read(&mut consumer).unwrap().as_deref(), Some(&payload[..]));
+        }
+        let end = consumer.read_position() % CAPACITY;
+        assert!(end <= 16 * 1024 + 5 * 608, "it stays within 16 KiB and a batch: {end}");
+        consumer.release();
+    }
+    assert!(producer.written() > 10 * CAPACITY);
+    assert!(in_runs > 900, "{in_runs} of 1000 were written in runs");
+}
+
+#[test]
 fn ring_that_was_begun_anew_can_be_filled_while_what_was_read_is_not_released() {
     let (mut producer, mut consumer) = ring(1024);
     producer.set_hot_bytes(64);
@@ -426,9 +503,13 @@ pub(crate) fn arrive_at_a_polling_consumer(
         let mut random = Random::new(SEED);
         for _ in 0..RECORDS {
             let payload = random_payload(&mut random, producer.max_payload());
-            while !write(&mut producer, &payload) {
-                producer.publish();
-                thread::yield_now();
+            if record_bytes(payload.len()) <= producer.runway() && payload.len().is_multiple_of(3) {
+                write_run(&mut producer, &[&payload]);
+            } else {
+                while !write(&mut producer, &payload) {
+                    producer.publish();
+                    thread::yield_now();
+                }
             }
             if random.below(4) == 0 {
                 producer.publish();
@@ -546,6 +627,10 @@ impl Doorbells {
 
 fn write(producer: &mut Producer<impl ProducerMemory>, payload: &[u8]) -> bool {
     producer.try_write([payload]).unwrap()
+}
+
+fn write_run(producer: &mut Producer<impl ProducerMemory>, payloads: &[&[u8]]) {
+    producer.write_run(payloads.iter().map(|payload| ([], [*payload])));
 }
 
 fn read(consumer: &mut Consumer<impl ConsumerMemory>) -> Result<Option<Vec<u8>>, RingError> {

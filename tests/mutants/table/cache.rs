@@ -50,6 +50,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("if «entry.change != item.change» {", "true")],
     },
     Mutant {
+        fault: "of a batch goes what was sent first, not what is new",
+        file: "proto/cache.rs",
+        edits: &[("self.in_flight.range(«self.in_flight.len() - count..»)", "..count")],
+    },
+    Mutant {
         fault: "a change that goes at once satisfies the flushes of the one before",
         file: "proto/cache/entry.rs",
         edits: &[("&& «self.flushes == 0» && self.attempts == 0", "true")],
