@@ -8,7 +8,7 @@ use super::LinkError;
 use super::platform::{Linux, Peer, Platform};
 use crate::proto::ResendPolicy;
 use crate::proto::source::{Runway, SessionId, SnapshotRequest, SourceCore, Unreadable};
-use crate::ring::{Consumer, Producer};
+use crate::ring::{Consumer, Producer, record_bytes};
 use crate::stats::DestinationId;
 use crate::wire::{Ack, Frame, HEADER_BYTES};
 
@@ -271,9 +271,16 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(())
     }
 
-    /// Puts a frame in the ring, and publishes when that fills a message; `false` if there is no room.
+    /// Puts a frame in the ring, and publishes before it if it does not fit the message, and with it when that is full;
+    /// `false` if there is no room.
     #[inline(always)]
     fn stage(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
+        if self.staged > 0 {
+            let bytes = self.changes.staged_bytes() + record_bytes(frame.len_bytes());
+            if bytes > policy.max_bytes_per_message.into() {
+                self.publish()?;
+            }
+        }
         let (opcode, value) = frame.body();
         if !self.changes.try_write_headed(frame.header(), [opcode, value])? {
             return Ok(false);
@@ -331,3 +338,7 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "outgoing_tests.rs"]
+mod tests;

@@ -2,8 +2,9 @@
 //!
 //! A processor's stores take effect in their order, and those into the ring wait for cache lines that the consumer has. Several
 //! such lines are under way at a time if the stores into them follow each other, and hardly ever two if there are stores
-//! elsewhere in between, as every change makes some. So the records of a batch are put together here, in memory that
-//! stays in the nearest cache, and are copied in before they are published.
+//! elsewhere in between, as sending a record makes some. A batch makes those first, and its records go into the ring as a run. Where
+//! records come one by one, as in a replay, they are put together here, in memory that stays in the nearest cache, and are
+//! copied in before they are published.
 
 /// So much is put together at most: a batch of short records, and an eighth of what the nearest cache mostly has.
 const CAPACITY_BYTES: usize = 4096;

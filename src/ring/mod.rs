@@ -34,7 +34,7 @@
 //! position in its start word, and the consumer, when it sees the tail of what was written there, goes there, too.
 //! Nothing lies in between, so nothing is taken up.
 //!
-//! The producer stages records and publishes a batch of them with one store of its cursor. The consumer
+//! The producer stages records, one by one or as a run, and publishes a batch of them with one store of its cursor. The consumer
 //! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps
 //! a copy of the other's cursor and looks again only when the ring seems full or empty, so that the two cache
 //! lines travel once per batch rather than once per record.
