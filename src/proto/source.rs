@@ -357,6 +357,12 @@ impl SourceCore {
             .unwrap_or(self.store.last_change())
     }
 
+    /// Records that a session remembers until they are acknowledged.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self, id: SessionId) -> usize {
+        self.sessions[id].as_ref().map_or(0, |session| session.cache.in_flight_from(0).count())
+    }
+
     #[cfg(test)]
     pub(crate) fn is_enumerating(&self, id: SessionId) -> bool {
         self.sessions[id].as_ref().is_some_and(|session| session.replay.enumerating().next().is_some())

@@ -150,6 +150,26 @@ fn of_an_item_that_a_batch_sets_twice_the_newest_value_goes_once() {
 }
 
 #[test]
+fn items_that_are_set_again_and_again_and_never_acknowledged_are_remembered_a_few_times_each() {
+    for in_runs in [false, true] {
+        let mut bench = Bench::new(ResendPolicy::default());
+        bench.set(1, b"before");
+        bench.set(2, b"before");
+        bench.pump();
+        for n in 0..10_000u32 {
+            let (one, other) = (n.to_ne_bytes(), (n + 1).to_ne_bytes());
+            let ring = Ring { room: 2, in_runs, ..Ring::default() };
+            assert_eq!(bench.set_many(&[(1, &one), (2, &other)], ring).len(), 2);
+            let (in_flight, unacked) = (bench.core.in_flight(bench.session), 2);
+            assert!(
+                in_flight <= 4 * unacked + 66,
+                "{in_flight} records of {unacked} entries, in runs: {in_runs}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_of_a_batch_finds_no_room_waits_behind_what_did() {
     for in_runs in [false, true] {
         let mut bench = Bench::new(ResendPolicy::default());

@@ -69,6 +69,14 @@ fn words_and_data_reach_the_other_side() {
         let mut record = [0; 21];
         consumer.copy_out(8, &mut record);
         assert_eq!(&record, b"a headerand moreabcde");
+        let pieces: [(_, _, [&[u8]; 2]); 2] =
+            [(*b"header 1", [*b"word one"], [b"a", b"bc"]), (*b"header 2", [*b"word two"], [b"", b"d"])];
+        assert_eq!(producer.copy_in_records(64, 48, pieces.into_iter()), 48, "up to a multiple of 8 each");
+        for (at, expected) in [(64, b"header 1word oneabc"), (88, b"header 2word twod\0\0")] {
+            let mut record = [0; 19];
+            consumer.copy_out(at, &mut record);
+            assert_eq!(&record, expected);
+        }
         consumer.store_own(RingWord::Cursor, 7, Release);
         consumer.store_own(RingWord::Waits, 2, Relaxed);
         assert_eq!((producer.load_peer(RingWord::Cursor), producer.load_peer(RingWord::Waits)), (7, 2));
@@ -122,6 +130,14 @@ fn access_beyond_the_data_panics() {
     assert!(panics(&|| out.copy_in(usize::MAX, &[1])));
     assert!(!panics(&|| out.copy_in_record(65518, [1; 8], [[1; 8]], [&[1], &[1]])));
     assert!(panics(&|| out.copy_in_record(65518, [1; 8], [[1; 8]], [&[1], &[1, 1]])));
+    let records = |offset, most, count| {
+        let each: ([u8; 8], [[u8; 8]; 0], [&[u8]; 1]) = ([1; 8], [], [&[1; 8]]);
+        out.copy_in_records(offset, most, std::iter::repeat_n(each, count));
+    };
+    assert!(!panics(&|| records(65488, 48, 3)));
+    assert!(panics(&|| records(65488, 48, 4)), "more than was said");
+    assert!(panics(&|| records(65488, 47, 3)), "more than was said");
+    assert!(panics(&|| records(65496, 48, 1)), "more than there is");
     assert!(panics(&|| seen.copy_out(0, &mut [0; 65537])));
     assert!(panics(&|| seen.copy_out(usize::MAX - 1, &mut [0; 4])));
 }
