@@ -32,6 +32,13 @@ pub(crate) fn cells(bench: &mut Bench) {
             at_least(8e6, 15e6),
         ),
         ("stream/sleeping", "stream, 64 B, set, both sides may sleep", sleep, single, at_least(20e6, 40e6)),
+        (
+            "stream/sleeping-many",
+            "stream, 64 B, set_many, both sides may sleep",
+            sleep,
+            many,
+            at_least(20e6, 40e6),
+        ),
     ];
     for (id, what, setup, stream, target) in rows {
         let plan = Plan { id, what, unit: Unit::PerSecond, against: None, target, x: None };
