@@ -104,8 +104,8 @@ impl<P: Platform> OutgoingLink<P> {
         Runway { frames, bytes: self.changes.runway().min(in_message) }
     }
 
-    /// Puts frames in the ring, for which there is a runway; the next [`pump`](OutgoingLink::pump) publishes them. If the link
-    /// breaks, says so in `failed`.
+    /// Puts frames in the ring, for which there is a runway, and publishes when they fill a message. If the link breaks, says so in
+    /// `failed`.
     #[inline(always)]
     pub(crate) fn put<'a>(
         &mut self,
@@ -122,9 +122,9 @@ impl<P: Platform> OutgoingLink<P> {
         }
     }
 
-    /// Publishes what was offered, when there is nothing else to send. Answers whether the link is good.
+    /// Publishes what is staged, when there is nothing else to send. Answers whether the link is good.
     #[inline]
-    pub(crate) fn publish_offered(&mut self, core: &mut SourceCore) -> bool {
+    pub(crate) fn publish_staged(&mut self, core: &mut SourceCore) -> bool {
         if self.failed.is_some() {
             return false;
         }
@@ -136,7 +136,7 @@ impl<P: Platform> OutgoingLink<P> {
         self.failed.is_none()
     }
 
-    /// Publishes what was offered, and puts up to `budget` frames more in the ring. If the link breaks, says so in `failed` and
+    /// Publishes what is staged, and puts up to `budget` frames more in the ring. If the link breaks, says so in `failed` and
     /// does nothing any more.
     pub(crate) fn pump(&mut self, core: &mut SourceCore, policy: &ResendPolicy, budget: u32) -> Pumped {
         if self.failed.is_some() {

@@ -74,7 +74,7 @@ impl Peer<PollSet> for Sleeper {
 
 /// Sets these items twice, each time as one batch of values of 40 bytes; answers the messages of the second time.
 fn messages_of(policy: ResendPolicy, items: u32) -> Vec<Vec<usize>> {
-    const RING_BYTES: u64 = 1 << 16;
+    const RING_BYTES: u64 = 1 << 20;
     let first_seq = SyncSeq::from(1);
     let config = SourceConfig { policy: policy.clone(), send_equal: false, first_seq, max_tombstones: 1 };
     let mut core = SourceCore::new(config);
@@ -109,6 +109,12 @@ fn messages_of(policy: ResendPolicy, items: u32) -> Vec<Vec<usize>> {
 #[test]
 fn a_batch_is_one_message_if_it_may_be() {
     assert_eq!(messages_of(ResendPolicy::default(), 30).len(), 1);
+}
+
+#[test]
+fn a_batch_with_which_the_ring_begins_anew_is_one_message_too() {
+    // The first time takes it just beyond the 16 KiB behind which that happens, and all of it is consumed.
+    assert_eq!(messages_of(ResendPolicy::default(), 205).len(), 1);
 }
 
 #[test]

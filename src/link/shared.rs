@@ -166,7 +166,7 @@ impl<P: Platform> Shared<P> {
         for link in links.iter_mut().flatten() {
             if core.is_quiet(link.session) {
                 // All that there was is in the ring: the way of almost every change.
-                wake |= !link.publish_offered(core) || core.request_tick(link.session);
+                wake |= !link.publish_staged(core) || core.request_tick(link.session);
                 continue;
             }
             all = false;

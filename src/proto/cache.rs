@@ -279,9 +279,9 @@ impl SyncCache {
         }
     }
 
-    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for items of a table that have changed, as long as `offer`
-    /// takes the record of an item and this ordinal. It is asked if nothing waits and the entry is plain. Answers how many of
-    /// them were sent, in the order given; one that is among them twice was so the first time. The caller compacts
+    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for items of a table that have changed: each is recorded as
+    /// sent if nothing waits, its entry is plain, and `takes` agrees, which is told the item and the record's ordinal. Stops at the first
+    /// that is not. Answers how many were; one that is among them twice was so the first time. The caller compacts
     /// ([`SyncCache::compact_if_long`]).
     #[inline(always)]
     pub(crate) fn send_at_once(
@@ -289,7 +289,7 @@ impl SyncCache {
         table: TableId,
         changed: &[Changed],
         items: &[Item],
-        mut offer: impl FnMut(&Item, u64) -> bool,
+        mut takes: impl FnMut(&Item, u64) -> bool,
     ) -> usize {
         if !self.is_quiet() {
             return 0;
@@ -301,7 +301,7 @@ impl SyncCache {
             let item = &items[index as usize];
             if entry.change != item.change {
                 let ordinal = self.next_ordinal;
-                if !offer(item, ordinal) {
+                if !takes(item, ordinal) {
                     break;
                 }
                 self.unacked += usize::from(!entry.is_unacked());

@@ -42,7 +42,7 @@ pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 pub(crate) use super::cache::MAX_FLUSHES;
 pub(crate) use session::SessionCounters;
 
-/// Data of a batch that is stored before any of it is recorded: about a quarter of what the nearest cache mostly has.
+/// Until so much data of a batch is stored none of it is recorded: about a quarter of what the nearest cache mostly has.
 const UNRECORDED_BYTES: usize = 8192;
 
 /// A session's place; used again once its destination is gone.
@@ -173,7 +173,7 @@ impl SourceCore {
     pub(crate) fn set_many<'a>(
         &mut self,
         table: TableId,
-        mut items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
+        items: impl Iterator<Item = (&'a Opcode, &'a [u8])>,
         changed: &mut Vec<Changed>,
         outlet: &mut impl Outlet,
     ) {
@@ -184,24 +184,18 @@ impl SourceCore {
             }
             return;
         }
-        loop {
-            let (before, mut bytes) = (changed.len(), 0);
-            while bytes < UNRECORDED_BYTES
-                && let Some((opcode, data)) = items.next()
-            {
-                let value = NewValue::Data(data);
-                if let Some(item) = self.store.set(table, opcode, value, self.config.send_equal) {
-                    changed.push(item);
-                }
-                bytes += size_of::<Opcode>() + data.len();
+        let mut unrecorded = Unrecorded { core: self, table, from: changed.len(), changed, outlet };
+        let mut bytes = 0;
+        for (opcode, data) in items {
+            let SourceCore { store, config, .. } = &mut *unrecorded.core;
+            if let Some(item) = store.set(table, opcode, NewValue::Data(data), config.send_equal) {
+                unrecorded.changed.push(item);
             }
-            if bytes == 0 {
-                return;
+            bytes += size_of::<Opcode>() + data.len();
+            if bytes >= UNRECORDED_BYTES {
+                unrecorded.record();
+                bytes = 0;
             }
-            let changed = &changed[before..];
-            self.record_changes(table, changed, |session, id, store| {
-                session.record_sets(id, table, changed, store, outlet);
-            });
         }
     }
 
@@ -220,8 +214,8 @@ impl SourceCore {
     pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
         let changed = Changed { index: id.index, created: false };
-        self.record_changes(table, &[changed], |session, at, store| {
-            session.record_set(at, table, changed, store, &mut ());
+        self.record_changes(table, &[changed], |session, _, store| {
+            session.record_waiting(table, changed, store);
         });
         Some(id)
     }
@@ -552,6 +546,37 @@ impl SourceCore {
             holds: state.holds(),
             waiting: state.is_waiting(),
             attempts: state.attempts(),
+        }
+    }
+}
+
+/// Changes of a batch that are stored, and to be recorded: as soon as they are some, and in the end, even if the iterator that they
+/// come from panics.
+struct Unrecorded<'a, O: Outlet> {
+    core: &'a mut SourceCore,
+    table: TableId,
+    changed: &'a mut Vec<Changed>,
+    /// Those before it are recorded.
+    from: usize,
+    outlet: &'a mut O,
+}
+
+impl<O: Outlet> Unrecorded<'_, O> {
+    #[inline(always)]
+    fn record(&mut self) {
+        let from = std::mem::replace(&mut self.from, self.changed.len());
+        let (table, changed, outlet) = (self.table, &self.changed[from..], &mut *self.outlet);
+        self.core.record_changes(table, changed, |session, id, store| {
+            session.record_sets(id, table, changed, store, outlet);
+        });
+    }
+}
+
+impl<O: Outlet> Drop for Unrecorded<'_, O> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.from < self.changed.len() {
+            self.record();
         }
     }
 }

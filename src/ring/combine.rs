@@ -6,7 +6,7 @@
 //! records come one by one, as in a replay, they are put together here, in memory that stays in the nearest cache, and are
 //! copied in before they are published.
 
-/// So much is put together at most: a batch of short records, and an eighth of what the nearest cache mostly has.
+/// So much is put together at most: some dozens of short records, and an eighth of what the nearest cache mostly has.
 const CAPACITY_BYTES: usize = 4096;
 
 /// Whole records, as they will lie in the ring, and how many more may join them.

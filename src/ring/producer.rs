@@ -10,7 +10,7 @@ use super::memory::{ProducerMemory, Word};
 
 /// The writing end of a ring.
 ///
-/// Records are staged by [`try_write_headed`](Self::try_write_headed) and seen by the consumer after
+/// Records are staged by [`try_write_headed`](Self::try_write_headed) or [`write_run`](Self::write_run) and seen by the consumer after
 /// [`publish`](Self::publish); then [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it
 /// sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
 /// [`has_room_for`](Self::has_room_for) once more, sleep, [`stop_waiting`](Self::stop_waiting), try again.
@@ -95,10 +95,12 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail
     }
 
-    /// What is staged and not published, headers and padding included.
-    #[inline]
+    /// What is staged and not published, headers and padding included; not what lies before where the ring was begun anew.
+    #[inline(always)]
     pub(crate) fn staged_bytes(&self) -> u64 {
-        self.tail.wrapping_sub(self.published)
+        let (since_publish, kept) =
+            (self.tail.wrapping_sub(self.published), self.tail.wrapping_sub(self.kept_from));
+        since_publish.min(kept)
     }
 
     /// Stages a record of these words, and of these pieces behind them; `false` if the ring is full. What the caller puts
@@ -219,7 +221,8 @@ impl<M: ProducerMemory> Producer<M> {
         self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4)
     }
 
-    /// Those, or up to where the ring is full.
+    /// The runway is the bytes in one piece, or up to where the ring is full. The next look whether the ring can begin anew comes
+    /// behind the hot bytes.
     fn find_runway(&mut self) {
         let until_cold = self.geometry.until_cold(self.tail);
         if self.until_look() < until_cold {
@@ -266,7 +269,7 @@ impl<M: ProducerMemory> Producer<M> {
             return false;
         }
         if self.until_look() == 0 {
-            // What comes next looks.
+            // What comes next is written with care, and looks.
             self.runway = 0;
         }
         self.write_combined();

@@ -211,9 +211,15 @@ impl Table {
         changed.clear();
         let mut state = self.lock()?;
         state.core.prefetch(self.id, batch.iter().map(|(opcode, _)| opcode));
-        let items = batch.iter().map(|(opcode, value)| (opcode, value.as_ref()));
-        self.handle.shared.set_many(&mut state, self.id, items, changed);
-        let all_sent = self.handle.shared.publish(&mut state);
+        let shared = &self.handle.shared;
+        let items = batch.iter().map(|(opcode, value)| {
+            let value = value.as_ref();
+            // The application's code, once more.
+            assert!(value.len() <= shared.max_value_bytes(opcode), "a value has become longer meanwhile");
+            (opcode, value)
+        });
+        shared.set_many(&mut state, self.id, items, changed);
+        let all_sent = shared.publish(&mut state);
         let waiting = |item: &Changed| state.core.is_waiting(ItemId { table: self.id, index: item.index });
         let deferred = !all_sent && changed.iter().any(waiting);
         Ok(match (deferred, changed.is_empty()) {

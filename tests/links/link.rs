@@ -404,3 +404,50 @@ fn a_batch_takes_some_dozens_of_items_and_sets_them_before_it_takes_more() {
     assert_eq!(table.len(), 1000);
     assert!((1..64).contains(&most_taken), "{most_taken} items were held before they were set");
 }
+
+/// Bytes of which the second look panics, or finds more than the first.
+struct Fickle {
+    looks: std::cell::Cell<u32>,
+    second: Option<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Fickle {
+    fn as_ref(&self) -> &[u8] {
+        self.looks.set(self.looks.get() + 1);
+        match (&self.second, self.looks.get()) {
+            (_, 1) => b"first",
+            (Some(second), _) => second,
+            (None, _) => panic!("looked at twice"),
+        }
+    }
+}
+
+#[test]
+fn values_of_a_batch_that_misbehave_leave_source_and_destination_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = options(&dir).create("s").unwrap();
+    let table = source.table("t").unwrap();
+    let mut replica = replica(&dir);
+    let value = |n: u32| Fickle { looks: n.into(), second: Some(n.to_ne_bytes().to_vec()) };
+    table.set_many((0..20u32).map(|key| (key, value(1)))).unwrap();
+    table.ready();
+    replica.wait_synced(PATIENCE).unwrap();
+    for second in [None, Some(vec![0; 10 << 20])] {
+        let batch = (0..20u32).map(|key| {
+            let is_fickle = key == 10;
+            let fickle = Fickle { looks: 0.into(), second: second.clone() };
+            (key, if is_fickle { fickle } else { value(2 + u32::from(second.is_some())) })
+        });
+        let batch: Vec<_> = batch.collect();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| table.set_many(batch)));
+        assert!(outcome.is_err(), "{outcome:?}");
+        // Whatever it has set is told, with what comes behind.
+        table.set(1000u32, [u8::from(second.is_some())]).unwrap();
+        until("the changes", || {
+            replica.wait(Duration::from_secs(1)).unwrap();
+            contents(&replica, "t") == contents_of_source(&table)
+        });
+    }
+    assert_eq!(table.get(9u32), Some(3u32.to_ne_bytes().to_vec()), "those before it were set");
+    assert_eq!(table.get(10u32), Some(1u32.to_ne_bytes().to_vec()));
+}

@@ -152,12 +152,15 @@ impl Session {
         store: &mut Store,
         outlet: &mut impl Outlet,
     ) {
-        loop {
+        while self.replay.is_over() && self.cache.is_quiet() {
             let in_run = self.send_run(id, table, changed, store, outlet);
             // Where the runway ends, one by itself may still find room, and another runway behind it.
             let Some((&next, behind)) = changed[in_run..].split_first() else { return };
             self.record_set(id, table, next, store, outlet);
             changed = behind;
+        }
+        for &changed in changed {
+            self.record_waiting(table, changed, store);
         }
     }
 
@@ -249,7 +252,7 @@ impl Session {
 
     /// Records a change that does not go at once, if the destination wants the item.
     #[inline(never)]
-    fn record_waiting(&mut self, table: TableId, changed: Changed, store: &mut Store) {
+    pub(super) fn record_waiting(&mut self, table: TableId, changed: Changed, store: &mut Store) {
         let id = ItemId { table, index: changed.index };
         let item = store.item(id);
         if !self.wants(table, &item.opcode) {
@@ -395,7 +398,7 @@ impl Session {
             if !self.cache.entry(entry).is_in_flight() || self.cache.entry(entry).change() != change {
                 continue;
             }
-            if !budget.take(record_bytes(entry, store)) {
+            if !budget.take(frame_bytes(entry, store)) {
                 return self.timer.hold(now, (entry, change));
             }
             self.cache.resend(entry);
@@ -411,7 +414,7 @@ impl Session {
                 let resend_at = sent_by + policy.backoff(entry.attempts());
                 if resend_at > now {
                     self.timer.hold(resend_at, (record.entry, record.change));
-                } else if budget.take(record_bytes(record.entry, store)) {
+                } else if budget.take(frame_bytes(record.entry, store)) {
                     due.push(record.entry);
                 } else {
                     scanned = record.ordinal;
@@ -444,8 +447,8 @@ impl std::hash::Hash for SessionCounters {
     fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
-/// The length of an entry's record, without data that is not here.
-fn record_bytes(entry: EntryId, store: &Store) -> usize {
+/// The length of an entry's frame, without data that is not here.
+fn frame_bytes(entry: EntryId, store: &Store) -> usize {
     let EntryKind::Item(item) = entry.kind() else { return HEADER_BYTES };
     let item = store.item(item);
     let value = if let Value::Data(value) = &item.value { value.len() } else { 0 };
