@@ -50,9 +50,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("if «entry.change != item.change» {", "true")],
     },
     Mutant {
-        fault: "of a batch goes what was sent first, not what is new",
+        fault: "with a batch goes what was sent before it, too",
         file: "proto/cache.rs",
-        edits: &[("self.in_flight.range(«self.in_flight.len() - count..»)", "..count")],
+        edits: &[(
+            "self.in_flight.range(self.in_flight.len() - «count»..)",
+            "(2 * count).min(self.in_flight.len())",
+        )],
     },
     Mutant {
         fault: "a change that goes at once satisfies the flushes of the one before",
