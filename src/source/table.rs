@@ -2,6 +2,7 @@
 
 mod set_with;
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::{FORKED, Handle};
@@ -218,8 +219,10 @@ impl Table {
             assert!(value.len() <= shared.max_value_bytes(opcode), "a value has become longer meanwhile");
             (opcode, value)
         });
-        shared.set_many(&mut state, self.id, items, changed);
+        // If it panics, what was set before goes out all the same.
+        let outcome = catch_unwind(AssertUnwindSafe(|| shared.set_many(&mut state, self.id, items, changed)));
         let all_sent = shared.publish(&mut state);
+        outcome.unwrap_or_else(|panic| resume_unwind(panic));
         let waiting = |item: &Changed| state.core.is_waiting(ItemId { table: self.id, index: item.index });
         let deferred = !all_sent && changed.iter().any(waiting);
         Ok(match (deferred, changed.is_empty()) {

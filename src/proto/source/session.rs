@@ -192,9 +192,6 @@ impl Session {
         outlet: &mut O,
     ) -> usize {
         let Some(selection) = &self.selections[usize::from(table)] else { return changed.len() };
-        if !self.replay.is_over() {
-            return 0;
-        }
         let items = store.tables()[usize::from(table)].items();
         let mut runway = outlet.runway(id);
         let first = self.cache.next_ordinal();
