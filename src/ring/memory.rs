@@ -41,10 +41,19 @@ pub(crate) trait Memory {
 /// A record: its header, the words that are put together for it, and the pieces behind them.
 pub(crate) type RecordPieces<'a, const H: usize, const N: usize> = ([u8; 8], [[u8; 8]; H], [&'a [u8]; N]);
 
+/// The length of a record's payload: of these words, and of these pieces behind them.
+#[inline(always)]
+pub(super) fn payload_bytes<const H: usize, const N: usize>(
+    head: &[[u8; 8]; H],
+    pieces: &[&[u8]; N],
+) -> usize {
+    size_of_val(head) + pieces.iter().map(|piece| piece.len()).sum::<usize>()
+}
+
 /// What a record of these takes up in the ring.
 #[inline(always)]
 pub(crate) fn pieces_bytes<const H: usize, const N: usize>(head: [[u8; 8]; H], pieces: [&[u8]; N]) -> usize {
-    record_bytes(size_of_val(&head) + pieces.iter().map(|piece| piece.len()).sum::<usize>()) as usize
+    record_bytes(payload_bytes(&head, &pieces)) as usize
 }
 
 /// The producer's view: it alone writes the data.

@@ -6,7 +6,7 @@ use super::combine::Combined;
 use super::error::RingError;
 use super::handshake::Handshake;
 use super::layout::{Geometry, Header, is_aligned, record_bytes};
-use super::memory::{ProducerMemory, Word};
+use super::memory::{ProducerMemory, Word, payload_bytes};
 
 /// The writing end of a ring.
 ///
@@ -122,7 +122,7 @@ impl<M: ProducerMemory> Producer<M> {
         head: [[u8; 8]; H],
         pieces: [&[u8]; N],
     ) -> Result<bool, RingError> {
-        let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        let len = payload_bytes(&head, &pieces);
         let bytes = record_bytes(len);
         if self.combined.has_room_for(bytes) {
             self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
@@ -194,7 +194,7 @@ impl<M: ProducerMemory> Producer<M> {
         records: impl Iterator<Item = ([[u8; 8]; H], [&'a [u8]; N])>,
     ) {
         let records = records.map(|(head, pieces)| {
-            let len = head.as_flattened().len() + pieces.iter().map(|piece| piece.len()).sum::<usize>();
+            let len = payload_bytes(&head, &pieces);
             (Header::record(len).to_bytes(), head, pieces)
         });
         let (offset, most) = (self.geometry.offset(self.tail), self.runway as usize);

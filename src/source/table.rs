@@ -95,6 +95,10 @@ impl Table {
     ///
     /// # Errors
     /// [`SetError`]; then those before the wrong one are set, and it and those behind it are not.
+    ///
+    /// # Panics
+    /// If the iterator does, or a value that is asked for its bytes. Some of those before it may be set then, and destinations
+    /// are told of these.
     pub fn set_many<O: ToOpcode, V: AsRef<[u8]>>(
         &self,
         items: impl IntoIterator<Item = (O, V)>,
