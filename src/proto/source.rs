@@ -550,7 +550,7 @@ impl SourceCore {
     }
 }
 
-/// Changes of a batch that are stored, and to be recorded: as soon as they are some, and in the end, even if the iterator that they
+/// Changes of a batch that are stored, and to be recorded: every few kilobytes, and in the end, even if the iterator that they
 /// come from panics.
 struct Unrecorded<'a, O: Outlet> {
     core: &'a mut SourceCore,
