@@ -208,6 +208,7 @@ impl Drop for Source {
 }
 
 impl Handle {
+    #[inline]
     fn lock(&self) -> Result<Guard<'_>, Forked> {
         self.shared().map(Shared::lock)
     }

@@ -181,6 +181,7 @@ fn a_source_survives_any_acks() {
         sees: &[
             "sent",
             "sent at once",
+            "nothing left to be done",
             "unchanged",
             "unacked",
             "ack of one",

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::{Choices, Saw};
 use crate::opcode::{Opcode, ToOpcode};
-use crate::proto::source::{SessionId, SourceConfig, SourceCore};
-use crate::proto::store::{NewValue, TableId, Value};
+use crate::proto::source::{SessionId, Set, SourceConfig, SourceCore};
+use crate::proto::store::{ItemId, NewValue, TableId, Value};
 use crate::proto::{ProtocolError, ResendPolicy};
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -98,20 +98,32 @@ impl World<'_> {
     fn set(&mut self, saw: Saw<'_>) {
         let (table, opcode) = self.item();
         let value = self.choices.bytes(2);
-        let takes = self.choices.one_in(2);
+        // All sessions have room, none has, or every other one.
+        let room = self.choices.below(3);
         let sessions = &mut self.sessions;
+        let mut took = Vec::new();
         let mut offer = |id: SessionId, frame: &Frame<'_>| {
             let session = sessions.iter_mut().find(|(other, _)| *other == id);
             let (_, session) = session.expect("an offer to nobody");
+            let takes = room == 0 || (room == 1 && id % 2 == 0);
             if takes {
+                took.push(id);
                 session.handle_frame(frame);
                 saw("sent at once");
             }
             takes
         };
-        let changed = self.core.set(table, &opcode, NewValue::Data(value), &mut offer);
-        if changed.is_none() {
-            saw("unchanged");
+        match self.core.set(table, &opcode, NewValue::Data(value), &mut offer) {
+            None => saw("unchanged"),
+            Some(Set { changed, at_once: true }) => {
+                let item = ItemId { table, index: changed.index };
+                assert!(!self.core.is_waiting(item), "it waits, and was said to have gone");
+                for id in took {
+                    assert!(!self.core.request_tick(id), "a tick was needed");
+                    saw("nothing left to be done");
+                }
+            }
+            Some(_) => {}
         }
     }
 

@@ -80,17 +80,24 @@ impl<P: Platform> OutgoingLink<P> {
         }
     }
 
-    /// Puts one frame in the ring, if there is room; the next [`pump`](OutgoingLink::pump) publishes it. If the link breaks,
-    /// says so in `failed`.
+    /// Puts one frame in the ring, if there is room, and publishes it if it comes `alone`; else the next
+    /// [`publish_staged`](OutgoingLink::publish_staged) or [`pump`](OutgoingLink::pump) does. If the link breaks, says so in `failed`.
     #[inline(always)]
-    pub(crate) fn offer(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> bool {
+    pub(crate) fn offer(&mut self, frame: &Frame<'_>, alone: bool, policy: &ResendPolicy) -> bool {
         if self.failed.is_some() || self.awaits_room {
             return false;
         }
-        self.stage(frame, policy).unwrap_or_else(|error| {
+        let taken = if alone { self.send(frame, policy) } else { self.stage(frame, policy) };
+        taken.unwrap_or_else(|error| {
             self.failed = Some(error);
             false
         })
+    }
+
+    /// Whether it is time to look for acks.
+    #[inline(always)]
+    pub(crate) fn is_drain_due(&self) -> bool {
+        self.sent_since_drain >= FRAMES_PER_DRAIN
     }
 
     /// What [`put`](OutgoingLink::put) takes now.
@@ -128,8 +135,7 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return false;
         }
-        let drained =
-            if self.sent_since_drain >= FRAMES_PER_DRAIN { self.try_drain_acks(core) } else { Ok(()) };
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
         if let Err(error) = drained.and_then(|()| self.publish()) {
             self.failed = Some(error);
         }
@@ -142,8 +148,7 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return Pumped::All;
         }
-        let drained =
-            if self.sent_since_drain >= FRAMES_PER_DRAIN { self.try_drain_acks(core) } else { Ok(()) };
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
         let pumped = drained.and_then(|()| self.try_pump(core, policy, budget));
         pumped.unwrap_or_else(|error| {
             self.failed = Some(error);
@@ -275,6 +280,27 @@ impl<P: Platform> OutgoingLink<P> {
     /// `false` if there is no room.
     #[inline(always)]
     fn stage(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
+        let is_written = self.try_write(frame, policy)?;
+        if is_written {
+            self.handle_staged(1, policy)?;
+        }
+        Ok(is_written)
+    }
+
+    /// As [`stage`](Self::stage), and publishes it in any case.
+    #[inline(always)]
+    fn send(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
+        let is_written = self.try_write(frame, policy)?;
+        if is_written {
+            self.staged += 1;
+            self.publish()?;
+        }
+        Ok(is_written)
+    }
+
+    /// Puts a frame in the ring, and publishes before it if it does not fit the message; `false` if there is no room.
+    #[inline(always)]
+    fn try_write(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
         if self.staged > 0 {
             let bytes = self.changes.staged_bytes() + record_bytes(frame.len_bytes());
             if bytes > policy.max_bytes_per_message.into() {
@@ -282,11 +308,7 @@ impl<P: Platform> OutgoingLink<P> {
             }
         }
         let (opcode, value) = frame.body();
-        if !self.changes.try_write_headed(frame.header(), [opcode, value])? {
-            return Ok(false);
-        }
-        self.handle_staged(1, policy)?;
-        Ok(true)
+        Ok(self.changes.try_write_headed(frame.header(), [opcode, value])?)
     }
 
     /// So many frames more are written; publishes when they fill a message.

@@ -7,7 +7,7 @@ use crate::link::platform::{Heard, StdLock};
 use crate::link::shared::Shared;
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::source::SourceConfig;
-use crate::proto::store::TableId;
+use crate::proto::store::{NewValue, TableId};
 use crate::retention::Retention;
 use crate::ring::heap::{HeapMemory, ring};
 use crate::seq::SyncSeq;
@@ -72,38 +72,99 @@ impl Peer<PollSet> for Sleeper {
     }
 }
 
+/// A source with one table and such a destination.
+struct World {
+    shared: Shared<Heap>,
+    table: TableId,
+    received: std::sync::Arc<Mutex<Received>>,
+    /// What the destination writes its acks to, of which there are none.
+    _acks: Producer<HeapMemory>,
+}
+
+impl World {
+    fn new(policy: ResendPolicy) -> World {
+        const RING_BYTES: u64 = 1 << 20;
+        let first_seq = SyncSeq::from(1);
+        let config = SourceConfig { policy: policy.clone(), send_equal: false, first_seq, max_tombstones: 1 };
+        let mut core = SourceCore::new(config);
+        let table: TableId = core.table("t", Retention::Newest).unwrap();
+        let shared = Shared::<Heap>::new(core, policy, RING_BYTES, Wake::new().unwrap());
+        let (changes, consumer) = ring(RING_BYTES);
+        let (_acks, acks) = ring(RING_BYTES);
+        let received = std::sync::Arc::new(Mutex::new(Received { changes: consumer, messages: Vec::new() }));
+        received.lock().unwrap().changes.start_waiting();
+        let peer = Sleeper(received.clone());
+        let id = DestinationId { pid: 1, attachment: 1 };
+        shared
+            .add_link(Subscription::all(), |session, _| OutgoingLink::new(session, id, peer, changes, acks));
+        World { shared, table, received, _acks }
+    }
+
+    /// Sets an item and does not publish it. Answers whether nothing was left to be done.
+    fn set(&self, key: u32, value: &[u8]) -> bool {
+        let mut state = self.shared.lock();
+        let opcode = key.to_opcode().unwrap();
+        let set = self.shared.set(&mut state, self.table, &opcode, NewValue::Data(value));
+        set.expect("another value").at_once
+    }
+
+    fn publish(&self) {
+        while !self.shared.publish(&mut self.shared.lock()) {}
+    }
+
+    /// The messages since the last time, by the lengths of their records.
+    fn messages(&self) -> Vec<Vec<usize>> {
+        std::mem::take(&mut self.received.lock().unwrap().messages)
+    }
+}
+
 /// Sets these items twice, each time as one batch of values of 40 bytes; answers the messages of the second time.
 fn messages_of(policy: ResendPolicy, items: u32) -> Vec<Vec<usize>> {
-    const RING_BYTES: u64 = 1 << 20;
-    let first_seq = SyncSeq::from(1);
-    let config = SourceConfig { policy: policy.clone(), send_equal: false, first_seq, max_tombstones: 1 };
-    let mut core = SourceCore::new(config);
-    let table: TableId = core.table("t", Retention::Newest).unwrap();
-    let shared = Shared::<Heap>::new(core, policy, RING_BYTES, Wake::new().unwrap());
-    let (changes, consumer) = ring(RING_BYTES);
-    let (_acks, acks) = ring(RING_BYTES);
-    let received = std::sync::Arc::new(Mutex::new(Received { changes: consumer, messages: Vec::new() }));
-    received.lock().unwrap().changes.start_waiting();
-    let peer = Sleeper(received.clone());
-    let id = DestinationId { pid: 1, attachment: 1 };
-    shared.add_link(Subscription::all(), |session, _| OutgoingLink::new(session, id, peer, changes, acks));
-
+    let world = World::new(policy);
     let opcodes: Vec<Opcode> = (0..items).map(|key| key.to_opcode().unwrap()).collect();
     for time in [1u8, 2] {
-        let mut state = shared.lock();
-        received.lock().unwrap().messages.clear();
+        world.messages();
         let value = [time; 40];
         let batch = opcodes.iter().map(|opcode| (opcode, &value[..]));
         let mut changed = Vec::new();
-        shared.set_many(&mut state, table, batch, &mut changed);
-        while !shared.publish(&mut state) {}
+        world.shared.set_many(&mut world.shared.lock(), world.table, batch, &mut changed);
+        world.publish();
         assert_eq!(changed.len(), items as usize);
     }
-    let messages = received.lock().unwrap().messages.clone();
+    let messages = world.messages();
     let frame = HEADER_BYTES + 4 + 40;
     assert!(messages.iter().flatten().all(|&length| length == frame), "{messages:?}");
     assert_eq!(messages.iter().flatten().count(), items as usize);
     messages
+}
+
+#[test]
+fn a_change_that_is_made_alone_is_published_before_set_returns() {
+    let world = World::new(ResendPolicy::default());
+    assert!(!world.set(1, b"first"), "nobody was told of the item, and no tick is planned");
+    world.publish();
+    world.messages();
+    assert!(world.set(1, b"second"));
+    assert_eq!(world.messages(), [[HEADER_BYTES + 4 + 6]]);
+    assert!(!world.set(2, b"new"), "its table's replay has to come first, or a queue");
+    world.publish();
+    assert_eq!(world.messages(), [[HEADER_BYTES + 4 + 3]]);
+}
+
+#[test]
+fn who_sets_one_change_after_the_other_is_sent_to_look_for_acks_now_and_then() {
+    let world = World::new(ResendPolicy::default());
+    world.set(1, &[0]);
+    world.publish();
+    let mut looks = 0;
+    for change in 1..=3 * FRAMES_PER_DRAIN {
+        if !world.set(1, &change.to_ne_bytes()) {
+            looks += 1;
+            world.publish();
+        }
+    }
+    assert!((2..=3).contains(&looks), "{looks} in {} frames", 3 * FRAMES_PER_DRAIN);
+    assert_eq!(world.messages().len(), 1 + 3 * FRAMES_PER_DRAIN as usize, "each a message of its own");
 }
 
 #[test]

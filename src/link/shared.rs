@@ -17,7 +17,7 @@ use super::outgoing::{OutgoingLink, Pumped};
 use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{MAX_FLUSHES, Outlet, Read, Runway, SessionId, SourceCore};
+use crate::proto::source::{MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore};
 use crate::proto::store::{Changed, ItemId, NewValue, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
@@ -123,7 +123,7 @@ impl<P: Platform> Shared<P> {
     }
 
     /// Gives an item its newest value, and puts that in the rings of those destinations for which nothing waits. The caller
-    /// publishes then.
+    /// publishes then, unless all of it went at once.
     #[inline]
     pub(crate) fn set(
         &self,
@@ -131,9 +131,11 @@ impl<P: Platform> Shared<P> {
         table: TableId,
         opcode: &Opcode,
         value: NewValue<'_>,
-    ) -> Option<Changed> {
+    ) -> Option<Set> {
         let State { core, links, .. } = state;
-        core.set(table, opcode, value, &mut Links { links, policy: &self.policy })
+        let mut links = Links { links, policy: &self.policy, is_drain_due: false };
+        let set = core.set(table, opcode, value, &mut links)?;
+        Some(Set { at_once: set.at_once && !links.is_drain_due, ..set })
     }
 
     /// As [`Shared::set`], for data of several items; adds those that have changed to `changed`.
@@ -146,7 +148,7 @@ impl<P: Platform> Shared<P> {
         changed: &mut Vec<Changed>,
     ) {
         let State { core, links, .. } = state;
-        core.set_many(table, items, changed, &mut Links { links, policy: &self.policy });
+        core.set_many(table, items, changed, &mut Links { links, policy: &self.policy, is_drain_due: false });
     }
 
     /// Removes an item, as [`SourceCore::remove`]. One tombstone too many costs a destination its state, so where that is at stake its
@@ -259,12 +261,17 @@ impl<P: Platform> Shared<P> {
 struct Links<'a, P: Platform> {
     links: &'a mut [Option<OutgoingLink<P>>],
     policy: &'a ResendPolicy,
+    /// One of those that took a frame should look for acks.
+    is_drain_due: bool,
 }
 
 impl<P: Platform> Outlet for Links<'_, P> {
     #[inline(always)]
-    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool {
-        self.links[session].as_mut().is_some_and(|link| link.offer(frame, self.policy))
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>, alone: bool) -> bool {
+        let Some(link) = &mut self.links[session] else { return false };
+        let takes = link.offer(frame, alone, self.policy);
+        self.is_drain_due |= link.is_drain_due();
+        takes
     }
 
     #[inline(always)]

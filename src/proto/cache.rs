@@ -26,7 +26,7 @@ mod queue;
 use std::collections::VecDeque;
 
 use super::ProtocolError;
-use super::store::{Changed, Item, ItemId, TableId};
+use super::store::{ItemId, TableId};
 use crate::huge_pages;
 use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
@@ -279,41 +279,19 @@ impl SyncCache {
         }
     }
 
-    /// As [`SyncCache::record`] and [`SyncCache::handle_sent`] together, for items of a table that have changed: each is recorded as
-    /// sent if nothing waits, its entry is plain, and `takes` agrees, which is told the item and the record's ordinal. Stops at the first
-    /// that is not. Answers how many were; one that is among them twice was so the first time. The caller compacts
-    /// ([`SyncCache::compact_if_long`]).
+    /// The entries of a table's items, for changes that may go at once; `None` if something waits, which goes first.
     #[inline(always)]
-    pub(crate) fn send_at_once(
-        &mut self,
-        table: TableId,
-        changed: &[Changed],
-        items: &[Item],
-        mut takes: impl FnMut(&Item, u64) -> bool,
-    ) -> usize {
+    pub(crate) fn at_once(&mut self, table: TableId) -> Option<AtOnce<'_>> {
         if !self.is_quiet() {
-            return 0;
+            return None;
         }
-        let entries = &mut self.tables[usize::from(table)].items;
-        let mut sent = 0;
-        for &Changed { index, .. } in changed {
-            let Some(entry) = entries.get_mut(index as usize).filter(|entry| entry.is_plain()) else { break };
-            let item = &items[index as usize];
-            if entry.change != item.change {
-                let ordinal = self.next_ordinal;
-                if !takes(item, ordinal) {
-                    break;
-                }
-                self.unacked += usize::from(!entry.is_unacked());
-                entry.flags |= CacheEntry::UNACKED;
-                entry.change = item.change;
-                self.next_ordinal += 1;
-                let entry = EntryId { table, index };
-                self.in_flight.push_back(InFlight { ordinal, change: item.change, entry, flushes: 0 });
-            }
-            sent += 1;
-        }
-        sent
+        Some(AtOnce {
+            table,
+            entries: &mut self.tables[usize::from(table)].items,
+            in_flight: &mut self.in_flight,
+            next_ordinal: &mut self.next_ordinal,
+            unacked: &mut self.unacked,
+        })
     }
 
     /// The records that were sent last, in their order.
@@ -579,6 +557,44 @@ impl TableEntries {
                 &mut self.items[index as usize]
             }
         }
+    }
+}
+
+/// Items of a table that may be sent at once: [`SyncCache::record`] and [`SyncCache::handle_sent`] in one.
+#[derive(Debug)]
+pub(crate) struct AtOnce<'a> {
+    table: TableId,
+    entries: &'a mut [CacheEntry],
+    in_flight: &'a mut VecDeque<InFlight>,
+    next_ordinal: &'a mut u64,
+    unacked: &'a mut usize,
+}
+
+impl AtOnce<'_> {
+    /// The ordinal of the record that is sent next.
+    #[inline(always)]
+    pub(crate) fn ordinal(&self) -> u64 {
+        *self.next_ordinal
+    }
+
+    /// The newest change that is recorded for an item, if it may go at once: the destination was sent the item before, and its entry
+    /// holds data.
+    #[inline(always)]
+    pub(crate) fn recorded(&self, index: u32) -> Option<ChangeNumber> {
+        let entry = self.entries.get(index as usize)?;
+        entry.is_plain().then_some(entry.change)
+    }
+
+    /// Records a change of an item that may go at once as sent. The caller compacts in the end ([`SyncCache::compact_if_long`]).
+    #[inline(always)]
+    pub(crate) fn handle_sent(&mut self, index: u32, change: ChangeNumber) {
+        let entry = &mut self.entries[index as usize];
+        *self.unacked += usize::from(!entry.is_unacked());
+        entry.flags |= CacheEntry::UNACKED;
+        entry.change = change;
+        let (ordinal, entry) = (*self.next_ordinal, EntryId { table: self.table, index });
+        *self.next_ordinal += 1;
+        self.in_flight.push_back(InFlight { ordinal, change, entry, flushes: 0 });
     }
 }
 

@@ -34,7 +34,7 @@ use crate::seq::{ChangeNumber, SyncSeq};
 use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame};
 
-use session::Session;
+use session::{Session, frame_of_data};
 
 pub(crate) use outlet::{Outlet, Runway};
 pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
@@ -76,6 +76,14 @@ pub(crate) struct SourceCounters {
     pub(crate) changes: u64,
     /// Sessions that were given up because they had too many tombstones.
     pub(crate) overruns: u64,
+}
+
+/// An item was given a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) changed: Changed,
+    /// Its frame was taken wherever it is wanted, and nothing else is to be done for any session.
+    pub(crate) at_once: bool,
 }
 
 /// The state of one session's cache.
@@ -159,12 +167,40 @@ impl SourceCore {
         opcode: &Opcode,
         value: NewValue<'_>,
         outlet: &mut impl Outlet,
-    ) -> Option<Changed> {
+    ) -> Option<Set> {
         let changed = self.store.set(table, opcode, value, self.config.send_equal)?;
+        let done = self.send_at_once(table, changed, outlet);
+        let at_once = done == self.sessions.len() && self.store.tables()[usize::from(table)].keeps_all();
+        if at_once {
+            self.counters.changes += 1;
+        } else {
+            self.record_behind(table, changed, done, outlet);
+        }
+        Some(Set { changed, at_once })
+    }
+
+    /// S3 and S2 for a change that is made alone, in one session after the other, until it does not go at once in one. Answers how many places of sessions are done with. The frame is made once for all.
+    #[inline(always)]
+    fn send_at_once(&mut self, table: TableId, changed: Changed, outlet: &mut impl Outlet) -> usize {
+        let item = &self.store.tables()[usize::from(table)].items()[changed.index as usize];
+        let Some(frame) = frame_of_data(item, 0, table) else { return 0 };
+        for (id, session) in self.sessions.iter_mut().enumerate() {
+            let Some(session) = session else { continue };
+            if !session.send_at_once(id, changed, &item.opcode, frame, true, outlet) {
+                return id;
+            }
+        }
+        self.sessions.len()
+    }
+
+    /// As [`SourceCore::record_changes`], for one change, without the sessions before `from`.
+    #[inline(never)]
+    fn record_behind(&mut self, table: TableId, changed: Changed, from: usize, outlet: &mut impl Outlet) {
         self.record_changes(table, &[changed], |session, id, store| {
-            session.record_set(id, table, changed, store, outlet);
+            if id >= from {
+                session.record_set(id, table, changed, store, outlet);
+            }
         });
-        Some(changed)
     }
 
     /// As [`SourceCore::set`], for data of several items; adds those that have changed to `changed`. As many as stay in the nearest
@@ -180,7 +216,8 @@ impl SourceCore {
         if !self.store.tables()[usize::from(table)].keeps_all() {
             // Each counts towards a limit, and is held against it. They wait until all are recorded.
             for (opcode, data) in items {
-                changed.extend(self.set(table, opcode, NewValue::Data(data), &mut ()));
+                let set = self.set(table, opcode, NewValue::Data(data), &mut ());
+                changed.extend(set.map(|set| set.changed));
             }
             return;
         }

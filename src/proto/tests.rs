@@ -38,7 +38,7 @@ struct Ring {
 }
 
 impl Outlet for Ring {
-    fn offer(&mut self, _: SessionId, frame: &Frame<'_>) -> bool {
+    fn offer(&mut self, _: SessionId, frame: &Frame<'_>, _: bool) -> bool {
         let takes = self.sent.len() < self.room;
         if takes {
             self.take(frame);

@@ -9,6 +9,7 @@ use super::{FORKED, Handle};
 use crate::link::application;
 use crate::link::shared::{FRAMES_PER_PUBLISH, Guard, State};
 use crate::opcode::{Opcode, OpcodeError, ToOpcode};
+use crate::proto::source::Set;
 use crate::proto::store::{Changed, ItemId, NewValue, OtherValue, TableId, Value};
 use crate::snapshot::{Pointer, Snapshot};
 
@@ -176,6 +177,7 @@ impl Table {
         items.filter_map(|(opcode, content)| Some((opcode, content.read()?))).collect()
     }
 
+    #[inline]
     pub(crate) fn lock(&self) -> Result<Guard<'_>, SetError> {
         let state = self.handle.lock().map_err(|_| SetError::Forked)?;
         if state.is_closing() { Err(SetError::Closed) } else { Ok(state) }
@@ -185,7 +187,10 @@ impl Table {
         let mut state = self.lock()?;
         match self.handle.shared.set(&mut state, self.id, opcode, value) {
             None => Ok(Sent::Unchanged),
-            Some(Changed { index, .. }) => Ok(self.publish(&mut state, ItemId { table: self.id, index })),
+            Some(Set { at_once: true, .. }) => Ok(Sent::Now),
+            Some(Set { changed: Changed { index, .. }, .. }) => {
+                Ok(self.publish(&mut state, ItemId { table: self.id, index }))
+            }
         }
     }
 

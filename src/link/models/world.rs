@@ -138,8 +138,10 @@ impl World {
 
     fn set_value(&self, opcode: u8, value: NewValue<'_>) {
         let mut state = self.shared.lock();
-        self.shared.set(&mut state, self.table, &self::opcode(opcode), value);
-        self.shared.publish(&mut state);
+        let set = self.shared.set(&mut state, self.table, &self::opcode(opcode), value);
+        if !set.is_some_and(|set| set.at_once) {
+            self.shared.publish(&mut state);
+        }
     }
 
     pub(super) fn remove(&self, opcode: u8) {

@@ -400,7 +400,7 @@ impl Rings<'_> {
 }
 
 impl Outlet for Rings<'_> {
-    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool {
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>, _: bool) -> bool {
         let (node, room) = self.room(session);
         let takes = room > 0 && self.rng.bool();
         if takes {

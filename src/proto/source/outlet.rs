@@ -5,11 +5,11 @@ use crate::wire::Frame;
 
 /// The rings of all sessions, as the core sees them while it records changes.
 ///
-/// A change that is made alone is offered before it is recorded, so that it is on its way as soon as can be. Those of a batch
+/// A change that is made alone is offered before it is recorded, and is on its way as soon as can be. Those of a batch
 /// are recorded first, as many as there is a runway for, and then put in the ring one behind the other.
 pub(crate) trait Outlet {
-    /// Puts a frame in the ring of a session; `false` if there is no room.
-    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool;
+    /// Puts a frame in the ring of a session, and publishes it if it comes alone; `false` if there is no room.
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>, alone: bool) -> bool;
 
     /// How much [`Outlet::put`] takes. If that is not enough, a single frame may still find room.
     fn runway(&mut self, session: SessionId) -> Runway {
@@ -53,14 +53,14 @@ impl Runway {
 
 /// None: everything waits.
 impl Outlet for () {
-    fn offer(&mut self, _: SessionId, _: &Frame<'_>) -> bool {
+    fn offer(&mut self, _: SessionId, _: &Frame<'_>, _: bool) -> bool {
         false
     }
 }
 
 /// Takes frames one by one.
 impl<F: FnMut(SessionId, &Frame<'_>) -> bool> Outlet for F {
-    fn offer(&mut self, session: SessionId, frame: &Frame<'_>) -> bool {
+    fn offer(&mut self, session: SessionId, frame: &Frame<'_>, _: bool) -> bool {
         self(session, frame)
     }
 }

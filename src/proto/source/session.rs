@@ -174,7 +174,10 @@ impl Session {
         store: &mut Store,
         outlet: &mut impl Outlet,
     ) {
-        if !self.send_at_once(id, table, changed, store, outlet) {
+        let item = store.item(ItemId { table, index: changed.index });
+        let sent = frame_of_data(item, 0, table)
+            .is_some_and(|frame| self.send_at_once(id, changed, &item.opcode, frame, false, outlet));
+        if !sent {
             self.record_waiting(table, changed, store);
         }
     }
@@ -193,14 +196,23 @@ impl Session {
     ) -> usize {
         let Some(selection) = &self.selections[usize::from(table)] else { return changed.len() };
         let items = store.tables()[usize::from(table)].items();
+        let Some(mut at_once) = self.cache.at_once(table) else { return 0 };
         let mut runway = outlet.runway(id);
-        let first = self.cache.next_ordinal();
-        let sent = self.cache.send_at_once(table, changed, items, |item, ordinal| {
-            let frame = frame_of_data(item, ordinal, table);
-            selection.takes(&item.opcode)
-                && frame.is_some_and(|frame| runway.take(O::bytes_of(frame.len_bytes())))
-        });
-        let frames = self.cache.next_ordinal() - first;
+        let (mut sent, first) = (0, at_once.ordinal());
+        for &Changed { index, .. } in changed {
+            let Some(recorded) = at_once.recorded(index) else { break };
+            let item = &items[index as usize];
+            // One that is set twice is recorded with its newest value the first time.
+            if recorded != item.change {
+                let frame = frame_of_data(item, 0, table).filter(|_| selection.takes(&item.opcode));
+                if !frame.is_some_and(|frame| runway.take(O::bytes_of(frame.len_bytes()))) {
+                    break;
+                }
+                at_once.handle_sent(index, item.change);
+            }
+            sent += 1;
+        }
+        let frames = at_once.ordinal() - first;
         if frames > 0 {
             let frame_of = |record: &InFlight| {
                 let item = &items[record.entry.item_index()];
@@ -212,28 +224,32 @@ impl Session {
         sent
     }
 
-    /// As [`Session::send_run`], for one change, which is on its way before it is recorded. Answers whether it is done with.
+    /// As [`Session::send_run`], for one change, which is in the ring before it is recorded. `frame` is its frame, but for the
+    /// ordinal. If it comes `alone`, it is published, too, and does not go if a tick would have to be asked for besides. Answers
+    /// whether it is done with.
     #[inline(always)]
-    fn send_at_once(
+    pub(super) fn send_at_once(
         &mut self,
         id: SessionId,
-        table: TableId,
         changed: Changed,
-        store: &Store,
+        opcode: &Opcode,
+        frame: Frame<'_>,
+        alone: bool,
         outlet: &mut impl Outlet,
     ) -> bool {
-        let Some(selection) = &self.selections[usize::from(table)] else { return true };
-        if !self.replay.is_over() {
+        let Some(selection) = &self.selections[usize::from(frame.table)] else { return true };
+        if (alone && !self.ticking) || !self.replay.is_over() || !selection.takes(opcode) {
             return false;
         }
-        let items = store.tables()[usize::from(table)].items();
-        let first = self.cache.next_ordinal();
-        let sent = self.cache.send_at_once(table, &[changed], items, |item, ordinal| {
-            let frame = frame_of_data(item, ordinal, table);
-            selection.takes(&item.opcode) && frame.is_some_and(|frame| outlet.offer(id, &frame))
-        });
-        self.handle_sent_at_once(sent, self.cache.next_ordinal() - first);
-        sent == 1
+        let Some(mut at_once) = self.cache.at_once(frame.table) else { return false };
+        let ordinal = at_once.ordinal();
+        if at_once.recorded(changed.index).is_none() || !outlet.offer(id, &Frame { ordinal, ..frame }, alone)
+        {
+            return false;
+        }
+        at_once.handle_sent(changed.index, frame.change);
+        self.handle_sent_at_once(1, 1);
+        true
     }
 
     /// So many changes were sent at once, by so many frames: fewer, if an item was set twice.
@@ -432,7 +448,7 @@ impl Session {
 
 /// The frame of an item that has just been set, if its data is here.
 #[inline(always)]
-fn frame_of_data(item: &Item, ordinal: u64, table: TableId) -> Option<Frame<'_>> {
+pub(super) fn frame_of_data(item: &Item, ordinal: u64, table: TableId) -> Option<Frame<'_>> {
     let Value::Data(value) = &item.value else { return None };
     let payload = Payload::Set { opcode: item.opcode.as_bytes(), value, created: item.created };
     Some(Frame { change: item.change, ordinal, table, payload })
