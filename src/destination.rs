@@ -321,7 +321,7 @@ impl Destination {
         mut handler: impl FnMut(Event<'_>) -> HandlerResult,
     ) -> Result<usize, RecvError> {
         self.check_process()?;
-        if let Attachment::Attached(link) = &self.attachment {
+        if let Attachment::Attached(link) = &mut self.attachment {
             link.look_away();
         }
         let mut since = None;

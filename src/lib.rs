@@ -62,6 +62,7 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("shmirror runs on 64-bit Linux only: its cursors are 64-bit atomics in sealed memfds");
 
+mod cpu_cache;
 mod destination;
 mod dispatch;
 #[cfg(any(test, fuzzing))]
@@ -71,7 +72,6 @@ mod huge_pages;
 mod link;
 mod monitor;
 mod opcode;
-mod prefetch;
 mod proto;
 mod region;
 mod replica;

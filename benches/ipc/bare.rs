@@ -118,13 +118,15 @@ pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 
                 assert_eq!(record::verify(value), n);
                 n += 1;
                 if n.is_multiple_of(batch) {
-                    side.into.release();
+                    side.into.release_at(Instant::now);
                 }
             }
-            side.into.release();
+            side.into.release_at(Instant::now);
             // Lets the producer get ahead, rather than take its cache lines from it one by one.
             for _ in 0..16 {
-                std::hint::spin_loop();
+                if !side.into.evict_some() {
+                    std::hint::spin_loop();
+                }
             }
         }
         side.send(&n.to_ne_bytes());

@@ -13,8 +13,8 @@
 
 // The ring and what it lies in are private to the library, so they are compiled once more here.
 #[allow(dead_code, unused, unreachable_pub)]
-#[path = "../../src/prefetch.rs"]
-mod prefetch;
+#[path = "../../src/cpu_cache.rs"]
+mod cpu_cache;
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/region/mod.rs"]
 mod region;

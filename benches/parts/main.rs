@@ -4,14 +4,14 @@
 //! private to the library, so they are compiled once more here.
 
 #[allow(dead_code, unused, unreachable_pub)]
+#[path = "../../src/cpu_cache.rs"]
+mod cpu_cache;
+#[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/huge_pages.rs"]
 mod huge_pages;
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/opcode/mod.rs"]
 mod opcode;
-#[allow(dead_code, unused, unreachable_pub)]
-#[path = "../../src/prefetch.rs"]
-mod prefetch;
 #[allow(dead_code, unused, unreachable_pub)]
 #[path = "../../src/proto/mod.rs"]
 mod proto;

@@ -121,7 +121,7 @@ impl<P: Platform> IncomingLink<P> {
                 consumed += 1;
                 if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
                     self.send_acks(core)?;
-                    self.changes.release();
+                    self.changes.release_at(P::now);
                 }
                 if since_ring >= self.bytes_per_ring {
                     since_ring = 0;
@@ -131,7 +131,7 @@ impl<P: Platform> IncomingLink<P> {
         }
         if consumed > 0 {
             self.send_acks(core)?;
-            self.changes.release();
+            self.changes.release_at(P::now);
             self.ring_for_room()?;
         }
         self.stream.handle_look(consumed);
@@ -144,8 +144,16 @@ impl<P: Platform> IncomingLink<P> {
     ///
     /// A change that comes alone is never waited for: before it there was a look that found nothing. Nor is one that is known to be there.
     #[inline]
-    pub(crate) fn look_away(&self) {
+    pub(crate) fn look_away(&mut self) {
         for _ in 0..self.pause() {
+            self.idle();
+        }
+    }
+
+    /// What to do when there is nothing to do, for some nanoseconds.
+    #[inline]
+    fn idle(&mut self) {
+        if !self.changes.evict_some() {
             std::hint::spin_loop();
         }
     }
@@ -211,6 +219,7 @@ impl<P: Platform> IncomingLink<P> {
                 break;
             }
         }
+        self.changes.handle_gap();
         self.changes.start_waiting();
         let outcome = self.wait_rung(core, deadline, waits);
         self.changes.stop_waiting();
@@ -222,10 +231,11 @@ impl<P: Platform> IncomingLink<P> {
     pub(crate) fn spin(&mut self, times: usize) -> Result<(), LinkError> {
         for _ in 0..times {
             if !self.changes.is_empty()? {
-                break;
+                return Ok(());
             }
-            std::hint::spin_loop();
+            self.idle();
         }
+        self.changes.handle_gap();
         Ok(())
     }
 

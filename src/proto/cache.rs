@@ -27,8 +27,8 @@ use std::collections::VecDeque;
 
 use super::ProtocolError;
 use super::store::{ItemId, TableId};
+use crate::cpu_cache::prefetch;
 use crate::huge_pages;
-use crate::prefetch::prefetch;
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
 

@@ -14,9 +14,9 @@ use std::hash::BuildHasher;
 
 use hashbrown::DefaultHashBuilder;
 
+use crate::cpu_cache::prefetch;
 use crate::huge_pages;
 use crate::opcode::Opcode;
-use crate::prefetch::prefetch;
 
 #[derive(Debug, Clone)]
 pub(super) struct OpcodeIndex {

@@ -20,9 +20,9 @@ use smallvec::SmallVec;
 
 use super::ValueBytes;
 use super::index::OpcodeIndex;
+use crate::cpu_cache::{LINE_BYTES, prefetch};
 use crate::huge_pages;
 use crate::opcode::Opcode;
-use crate::prefetch::{LINE_BYTES, prefetch};
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::snapshot::Pointer;

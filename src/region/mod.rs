@@ -44,7 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence, fence};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::prefetch::{LINE_BYTES, prefetch_line, prefetch_line_to_write};
+use crate::cpu_cache::{LINE_BYTES, LineEviction, prefetch_line, prefetch_line_to_write};
 use crate::ring::{RecordPieces, pieces_bytes};
 use crate::sys::fork::{Creator, OwnFd};
 use crate::sys::memfd;
@@ -338,6 +338,14 @@ impl PeerRegion {
         let at: *const u8 = self.map.data(offset, 0);
         prefetch_line(at);
         prefetch_line(at.wrapping_add(LINE_BYTES));
+    }
+
+    /// Has the cache line of the data at `offset` put back into memory.
+    #[inline]
+    pub(crate) fn evict(&self, eviction: LineEviction, offset: usize) {
+        let at = self.map.data(offset, 1);
+        // SAFETY: `data` checked that it lies within the mapping, which may be read.
+        unsafe { eviction.evict(at) }
     }
 
     /// Copies out of the data: any bytes at all, if the peer misbehaves.

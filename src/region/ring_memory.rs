@@ -20,6 +20,7 @@ use std::sync::atomic::{self, Ordering};
 
 use super::layout;
 use super::{OwnRegion, PeerRegion};
+use crate::cpu_cache::LineEviction;
 use crate::ring::{ConsumerMemory, Memory, ProducerMemory, RecordPieces, Word};
 
 /// The ring that this side produces into. May move between threads, but is used by one at a time.
@@ -36,6 +37,7 @@ pub(crate) struct ProducerMapping {
 pub(crate) struct ConsumerMapping {
     own: Arc<OwnRegion>,
     peer: Arc<PeerRegion>,
+    line_eviction: Option<LineEviction>,
     /// Not `Sync`, as the ring over it has one consumer.
     one_thread: PhantomData<Cell<()>>,
 }
@@ -54,7 +56,7 @@ impl ProducerMapping {
 impl ConsumerMapping {
     /// Reads the data of `peer`.
     pub(crate) fn new(own: Arc<OwnRegion>, peer: Arc<PeerRegion>) -> ConsumerMapping {
-        ConsumerMapping { own, peer, one_thread: PhantomData }
+        ConsumerMapping { own, peer, line_eviction: LineEviction::detect(), one_thread: PhantomData }
     }
 }
 
@@ -150,6 +152,17 @@ impl ConsumerMemory for ConsumerMapping {
     #[inline]
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
         self.peer.copy_out(offset, into);
+    }
+
+    fn can_evict(&self) -> bool {
+        self.line_eviction.is_some()
+    }
+
+    #[inline]
+    fn evict(&self, offset: usize) {
+        if let Some(eviction) = self.line_eviction {
+            self.peer.evict(eviction, offset);
+        }
     }
 
     #[inline]

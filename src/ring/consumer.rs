@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Instant;
 
 use super::error::RingError;
+use super::eviction::Eviction;
 use super::handshake::Handshake;
 use super::layout::{Geometry, HEADER_BYTES, Header, is_aligned, record_bytes};
 use super::memory::{ConsumerMemory, Word};
@@ -26,7 +28,12 @@ pub(crate) struct Consumer<M> {
     /// The producer's tail as last seen, checked; the true one may be further on.
     tail: u64,
     handshake: Handshake,
+    /// `None` if lines are not evicted.
+    eviction: Option<Eviction>,
 }
+
+/// So many lines are evicted before this side looks for records again.
+const LINES_AT_A_TIME: usize = 16;
 
 impl<M: ConsumerMemory> Consumer<M> {
     /// The reading end of a fresh ring, whose words are all zero.
@@ -45,6 +52,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     /// If `capacity` is no power of two or out of bounds, or `position` no multiple of 8.
     pub(crate) fn at(memory: M, capacity: u64, position: u64) -> Self {
         assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
+        let eviction = memory.can_evict().then(|| Eviction::new(capacity, position));
         Self {
             memory,
             geometry: Geometry::new(capacity),
@@ -52,6 +60,7 @@ impl<M: ConsumerMemory> Consumer<M> {
             released: position,
             tail: position,
             handshake: Handshake::default(),
+            eviction,
         }
     }
 
@@ -111,6 +120,16 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(Some(start..start + len))
     }
 
+    /// As [`release`](Self::release). `now` is asked now and then, for what [`evict_some`](Self::evict_some) does.
+    #[inline]
+    pub(crate) fn release_at(&mut self, now: impl FnOnce() -> Instant) -> bool {
+        let bytes = self.position.wrapping_sub(self.released);
+        if let Some(eviction) = &mut self.eviction {
+            eviction.handle_released(bytes, now);
+        }
+        self.release()
+    }
+
     /// Gives back the room of all that was read, with one store; returns whether there was anything.
     #[inline]
     pub(crate) fn release(&mut self) -> bool {
@@ -122,6 +141,35 @@ impl<M: ConsumerMemory> Consumer<M> {
         self.memory.store_own(Word::Cursor, self.position, Release);
         self.released = self.position;
         true
+    }
+
+    /// For a consumer that finds nothing to read, between two looks: gives up some of the cache lines of what was released, if the producer
+    /// is quicker then (see [`eviction`](super::eviction)). Answers whether there was anything to do.
+    #[inline]
+    pub(crate) fn evict_some(&mut self) -> bool {
+        let Some(eviction) = &mut self.eviction else { return false };
+        if eviction.is_done(self.released) {
+            return false;
+        }
+        if self.geometry.until_cold(self.released) > 0 {
+            eviction.pass(self.released);
+            return false;
+        }
+        let mut evicted = 0;
+        while evicted < LINES_AT_A_TIME
+            && let Some(line) = eviction.next_before(self.released)
+        {
+            self.memory.evict(self.geometry.offset(line));
+            evicted += 1;
+        }
+        evicted > 0
+    }
+
+    /// There was nothing to read for so long that it was not for the producer's pace.
+    pub(crate) fn handle_gap(&mut self) {
+        if let Some(eviction) = &mut self.eviction {
+            eviction.handle_gap();
+        }
     }
 
     /// Whether there is nothing to read. Looks at the producer's cursor only if the ring seems empty; a

@@ -122,6 +122,17 @@ pub(crate) trait ConsumerMemory: Memory {
     /// arbitrary but the call is sound.
     fn copy_out(&self, offset: usize, into: &mut [u8]);
 
+    /// Whether [`evict`](Self::evict) has an effect.
+    fn can_evict(&self) -> bool {
+        false
+    }
+
+    /// Has the cache line at `offset`, below the capacity, put back into memory, out of all caches. A hint.
+    #[inline]
+    fn evict(&self, offset: usize) {
+        let _ = offset;
+    }
+
     /// Has what will be written at `offset`, below the capacity, fetched from the producer as soon as it is: a short record's
     /// worth. A hint.
     #[inline]

@@ -82,6 +82,7 @@
 mod combine;
 mod consumer;
 mod error;
+mod eviction;
 mod handshake;
 mod layout;
 mod memory;

@@ -6,9 +6,9 @@ use super::super::ValueBytes;
 use super::super::index::{OpcodeHash, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
+use crate::cpu_cache::{LINE_BYTES, prefetch};
 use crate::huge_pages;
 use crate::opcode::Opcode;
-use crate::prefetch::{LINE_BYTES, prefetch};
 use crate::seq::ChangeNumber;
 
 #[derive(Debug)]

@@ -1,7 +1,9 @@
-//! Telling the processor what will be needed, so that it is fetched while something else is done.
+//! Telling the processor what will be needed, so that it is fetched while something else is done, and what will not.
 //!
-//! A hint: nothing is read, and nothing waits for it.
+//! Hints: nothing is read, and nothing waits for it.
 #![allow(unsafe_code)]
+
+use std::sync::LazyLock;
 
 /// Bytes that the processor fetches together.
 pub(crate) const LINE_BYTES: usize = 64;
@@ -57,4 +59,49 @@ pub(crate) fn prefetch_line_to_write(at: *mut u8) {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _: *mut u8 = at;
+}
+
+/// Has cache lines put back into memory, out of all caches. A line that another cpu will write next need not be taken away from this
+/// one then.
+///
+/// Is only had where the processor can: on x86-64, and there on all since some ten years. Others have their instructions for it, of
+/// which nobody has measured here what they do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LineEviction(());
+
+impl LineEviction {
+    pub(crate) fn detect() -> Option<LineEviction> {
+        // To ask the processor of a virtual machine is a call of its host.
+        static HAS_IT: LazyLock<bool> = LazyLock::new(has_clflushopt);
+        HAS_IT.then_some(LineEviction(()))
+    }
+
+    /// Has the cache line of an address evicted.
+    ///
+    /// # Safety
+    /// There is memory, and it may be read.
+    #[inline(always)]
+    pub(crate) unsafe fn evict(self, at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has the instruction, or there would be no `self`. It changes no byte, and needs what the caller
+        // promises.
+        unsafe {
+            std::arch::asm!("clflushopt [{}]", in(reg) at, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _: *const u8 = at;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_clflushopt() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const FEATURES: u32 = 7;
+    const CLFLUSHOPT: u32 = 1 << 23;
+    __cpuid(0).eax >= FEATURES && __cpuid_count(FEATURES, 0).ebx & CLFLUSHOPT != 0
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_clflushopt() -> bool {
+    false
 }

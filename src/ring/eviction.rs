@@ -1,0 +1,177 @@
+//! Giving up cache lines that were read.
+//!
+//! A consumer's caches keep the lines of the ring that it has read, and a lap later the producer has to take each of them away before
+//! it can write there. Its stores take effect in their order, so a change waits for that, which takes longer than to fetch a line from
+//! memory if the two cpus have no cache in common. So a consumer that waits for records anyway puts the lines that it has read back
+//! into memory meanwhile.
+//!
+//! Where the cpus share a cache, that may make the producer slower instead, above all with long records, which it writes as fast as
+//! memory takes them. Nobody knows where the two run, now and in a second. So it is tried: for some laps lines are evicted, for as many they
+//! are not, and what was quicker is done for a while, until it is tried again.
+//!
+//! The first lines of the ring stay in any case: while the consumer keeps up the ring begins anew again and again, and those serve for
+//! all (see [`Geometry::until_cold`](super::layout::Geometry::until_cold)).
+
+use std::time::Instant;
+
+use crate::cpu_cache::LINE_BYTES;
+
+/// Which lines of a ring are evicted. Positions are those of the ring.
+#[derive(Debug)]
+pub(super) struct Eviction {
+    capacity: u64,
+    /// Lines before it were evicted, or stay.
+    done: u64,
+    phase: Phase,
+    /// Bytes that have been read in this phase.
+    read: u64,
+    /// So many bytes into the phase comes what is next.
+    next_at: u64,
+    /// How many trials there were.
+    trials: u32,
+    /// How many times as long a byte takes if lines are not evicted.
+    gain: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    /// What was found to be quicker is done.
+    Decided,
+    /// Lines are evicted, and the time is taken from when the producer has come to them.
+    Evicting { since: Option<Instant> },
+    /// Lines are not evicted, and so took so many seconds a byte.
+    Keeping { since: Option<Instant>, evicted: f64 },
+}
+
+/// The time is taken for so many bytes, after as many that are left out: two laps, or those of a stream of some hundred microseconds.
+const LAPS_PER_MEASUREMENT: u64 = 2;
+const LEAST_BYTES_PER_MEASUREMENT: u64 = 1 << 22;
+/// A decision holds for so many times these bytes, after the first trial and after many.
+const MEASUREMENTS_PER_DECISION: (u64, u64) = (2, 64);
+
+/// From this gain on lines are evicted.
+const WORTHWHILE_GAIN: f64 = 1.03;
+/// What is measured otherwise is the world's noise.
+const BELIEVED_GAINS: (f64, f64) = (0.5, 2.0);
+/// Later trials count for so much.
+const WEIGHT_OF_A_TRIAL: f64 = 0.25;
+
+impl Eviction {
+    /// Of a ring that is read from `position` on.
+    pub(super) fn new(capacity: u64, position: u64) -> Eviction {
+        let mut eviction = Eviction {
+            capacity,
+            done: line_of(position),
+            phase: Phase::Decided,
+            read: 0,
+            next_at: 0,
+            trials: 0,
+            gain: 1.0,
+        };
+        eviction.begin(Phase::Decided, eviction.bytes_per_measurement());
+        eviction
+    }
+
+    /// So many bytes more were read, and given back.
+    #[inline]
+    pub(super) fn handle_released(&mut self, bytes: u64, now: impl FnOnce() -> Instant) {
+        self.read += bytes;
+        if self.read >= self.next_at {
+            self.go_on(now());
+        }
+    }
+
+    /// The producer had nothing to write: what is being measured is measured anew.
+    pub(super) fn handle_gap(&mut self) {
+        match &mut self.phase {
+            Phase::Decided => return,
+            Phase::Evicting { since } | Phase::Keeping { since, .. } => *since = None,
+        }
+        self.begin(self.phase, self.bytes_per_measurement());
+    }
+
+    /// Whether all lines before this position were dealt with.
+    #[inline(always)]
+    pub(super) fn is_done(&self, position: u64) -> bool {
+        self.done == line_of(position)
+    }
+
+    /// All lines before this position stay, or were evicted.
+    #[inline]
+    pub(super) fn pass(&mut self, position: u64) {
+        self.done = line_of(position);
+    }
+
+    /// The next line to evict, of those that lie before this position as a whole.
+    #[inline]
+    pub(super) fn next_before(&mut self, position: u64) -> Option<u64> {
+        let end = line_of(position);
+        // What lies further back may soon be written again.
+        let at_most = self.capacity / 4;
+        if end.wrapping_sub(self.done) > at_most {
+            self.done = end.wrapping_sub(at_most);
+        }
+        if self.done == end || !self.evicts() {
+            self.done = end;
+            return None;
+        }
+        let line = self.done;
+        self.done = line.wrapping_add(LINE_BYTES as u64);
+        Some(line)
+    }
+
+    #[inline]
+    fn evicts(&self) -> bool {
+        match self.phase {
+            Phase::Decided => self.gain >= WORTHWHILE_GAIN,
+            Phase::Evicting { .. } => true,
+            Phase::Keeping { .. } => false,
+        }
+    }
+
+    #[cold]
+    fn go_on(&mut self, now: Instant) {
+        let measurement = self.bytes_per_measurement();
+        let took = |since: Instant| now.saturating_duration_since(since).as_secs_f64() / self.read as f64;
+        match self.phase {
+            Phase::Decided => self.begin(Phase::Evicting { since: None }, measurement),
+            Phase::Evicting { since: None } => {
+                self.begin(Phase::Evicting { since: Some(now) }, measurement);
+            }
+            Phase::Evicting { since: Some(since) } => {
+                self.begin(Phase::Keeping { since: None, evicted: took(since) }, measurement);
+            }
+            Phase::Keeping { since: None, evicted } => {
+                self.begin(Phase::Keeping { since: Some(now), evicted }, measurement);
+            }
+            Phase::Keeping { since: Some(since), evicted } => {
+                if evicted > 0.0 {
+                    self.learn(took(since) / evicted);
+                }
+                let (first, at_most) = MEASUREMENTS_PER_DECISION;
+                let measurements = first.saturating_mul(1 << self.trials.min(16)).min(at_most);
+                self.begin(Phase::Decided, measurement * measurements);
+            }
+        }
+    }
+
+    fn learn(&mut self, gain: f64) {
+        self.trials = self.trials.saturating_add(1);
+        let weight = (1.0 / f64::from(self.trials)).max(WEIGHT_OF_A_TRIAL);
+        self.gain += (gain.clamp(BELIEVED_GAINS.0, BELIEVED_GAINS.1) - self.gain) * weight;
+    }
+
+    fn begin(&mut self, phase: Phase, bytes: u64) {
+        (self.phase, self.read, self.next_at) = (phase, 0, bytes);
+    }
+
+    fn bytes_per_measurement(&self) -> u64 {
+        (self.capacity * LAPS_PER_MEASUREMENT).max(LEAST_BYTES_PER_MEASUREMENT)
+    }
+}
+
+/// Where the line of a position begins.
+#[inline(always)]
+fn line_of(position: u64) -> u64 {
+    position & !(LINE_BYTES as u64 - 1)
+}
