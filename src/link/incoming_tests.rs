@@ -228,3 +228,57 @@ fn it_is_not_looked_away_from_what_was_seen() {
     assert_eq!((receive(&mut link, 100), link.pause()), (11, 32), "the table's name and the items are there");
     assert_eq!((receive(&mut link, 100), link.pause()), (0, 0), "it is over");
 }
+
+#[test]
+fn in_a_stream_it_is_tried_whether_lines_are_better_evicted_and_they_are_while_there_is_nothing_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let table = source.table("t").unwrap();
+    let mut link = attach(&dir);
+    if link.changes.is_on_trial().is_none() {
+        eprintln!("skipped: nothing can be evicted on this processor");
+        return;
+    }
+    until("the attach", || source.stats().destinations.len() == 1);
+    let mut core = DestinationCore::new(false, Subscription::all());
+    core.attach(1);
+    const LONG: usize = 200_000;
+    let mut value = vec![0; LONG];
+    let mut receive_one = |link: &mut IncomingLink, bytes, records| {
+        value[0] ^= 1;
+        table.set(1u8, &value[..bytes]).unwrap();
+        let mut received = 0;
+        until("the change", || {
+            received += link.receive(&mut core, 100, &mut |_| true).unwrap();
+            received == records
+        });
+    };
+
+    // With the table's name and its end.
+    table.ready();
+    receive_one(&mut link, LONG, 3);
+    assert!(!link.changes.evict_some(), "nothing is evicted before it was tried");
+    for _ in 0..19 {
+        receive_one(&mut link, LONG, 1);
+    }
+    assert_eq!(link.changes.is_on_trial(), Some(false), "4 MB are too few to try it");
+    for _ in 0..3 {
+        receive_one(&mut link, LONG, 1);
+    }
+    assert_eq!(link.changes.is_on_trial(), Some(true));
+    assert!(link.changes.evict_some(), "a record of many lines was read");
+    link.spin(1000).unwrap();
+    assert!(!link.changes.evict_some(), "and all of them were evicted while nothing came");
+    receive_one(&mut link, 1000, 1);
+    assert!(!link.changes.evict_some(), "lines at the start stay: the ring begins anew there");
+    // A gap of that length is none of the producer's pace: the measurement begins anew, over and over.
+    for _ in 0..90 {
+        receive_one(&mut link, LONG, 1);
+        link.spin(1000).unwrap();
+    }
+    assert_eq!(link.changes.is_on_trial(), Some(true));
+    for _ in 0..100 {
+        receive_one(&mut link, LONG, 1);
+    }
+    assert_eq!(link.changes.is_on_trial(), Some(false), "without gaps it comes to an end");
+}

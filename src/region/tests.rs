@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use super::layout::region_bytes;
 use super::ring_memory::{ConsumerMapping, ProducerMapping};
 use super::*;
-use crate::ring::tests::{arrive_at_a_polling_consumer, arrive_when_both_sides_sleep};
+use crate::ring::tests::{
+    arrive_at_a_consumer_that_evicts, arrive_at_a_polling_consumer, arrive_when_both_sides_sleep,
+};
 use crate::ring::{Consumer, ConsumerMemory, Memory, Producer, ProducerMemory, Word as RingWord};
 use crate::sys::test_process::{alone, cloned, forked};
 
@@ -271,6 +273,17 @@ fn on_one_mapping(ring_bytes: u64) -> (ProducerMapping, ConsumerMapping) {
 
 /// Mapped for ever, since a test that fails leaves the other side's thread behind.
 static KEPT: Mutex<Vec<Arc<OwnRegion>>> = Mutex::new(Vec::new());
+
+#[test]
+fn records_arrive_whole_from_lines_that_are_evicted() {
+    let (changes_out, changes_in, _acks_out, _acks_in) = link();
+    let mut consumer = Consumer::new(changes_in, RING_BYTES);
+    if !consumer.decide_to_evict() {
+        eprintln!("skipped: nothing can be evicted on this processor");
+        return;
+    }
+    arrive_at_a_consumer_that_evicts(Producer::new(changes_out, RING_BYTES), consumer);
+}
 
 #[test]
 fn records_of_random_sizes_arrive_through_one_mapping() {

@@ -165,6 +165,18 @@ impl<M: ConsumerMemory> Consumer<M> {
         evicted > 0
     }
 
+    /// As if it had been found out that the producer is quicker if lines are evicted. Answers whether they can be.
+    #[cfg(test)]
+    pub(crate) fn decide_to_evict(&mut self) -> bool {
+        self.eviction.as_mut().map(Eviction::decide).is_some()
+    }
+
+    /// Whether it is being tried if the producer is quicker with lines evicted, or without; `None` if none can be.
+    #[cfg(test)]
+    pub(crate) fn is_on_trial(&self) -> Option<bool> {
+        self.eviction.as_ref().map(Eviction::is_on_trial)
+    }
+
     /// There was nothing to read for so long that it was not for the producer's pace.
     pub(crate) fn handle_gap(&mut self) {
         if let Some(eviction) = &mut self.eviction {

@@ -129,6 +129,16 @@ impl Eviction {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.phase != Phase::Decided
+    }
+
+    #[cfg(test)]
+    pub(super) fn decide(&mut self) {
+        self.gain = BELIEVED_GAINS.1;
+    }
+
     #[cold]
     fn go_on(&mut self, now: Instant) {
         let measurement = self.bytes_per_measurement();
@@ -174,4 +184,106 @@ impl Eviction {
 #[inline(always)]
 fn line_of(position: u64) -> u64 {
     position & !(LINE_BYTES as u64 - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const CAPACITY: u64 = 1 << 20;
+    const STEP_BYTES: u64 = 10_000;
+
+    /// A consumer, and how many nanoseconds its producer takes for a kilobyte.
+    struct World {
+        eviction: Eviction,
+        now: Instant,
+        if_evicted: u32,
+        if_kept: u32,
+    }
+
+    impl World {
+        fn new(if_evicted: u32, if_kept: u32) -> World {
+            World { eviction: Eviction::new(CAPACITY, 0), now: Instant::now(), if_evicted, if_kept }
+        }
+
+        /// Reads so many megabytes; answers for what part of them lines were evicted.
+        fn read(&mut self, megabytes: u64) -> f64 {
+            let steps = megabytes * 1_000_000 / STEP_BYTES;
+            let mut evicted = 0;
+            for _ in 0..steps {
+                let evicts = self.eviction.evicts();
+                evicted += u32::from(evicts);
+                let nanos = if evicts { self.if_evicted } else { self.if_kept } * (STEP_BYTES / 1000) as u32;
+                self.now += Duration::from_nanos(nanos.into());
+                self.eviction.handle_released(STEP_BYTES, || self.now);
+            }
+            f64::from(evicted) / steps as f64
+        }
+    }
+
+    #[test]
+    fn lines_are_evicted_where_that_is_quicker_and_stay_where_not() {
+        let mut far = World::new(700, 1900);
+        far.read(30);
+        assert!(far.read(2000) > 0.95, "after the first trial nearly all are");
+        let mut near = World::new(170, 110);
+        near.read(30);
+        assert!(near.read(2000) < 0.05, "nearly none but in trials");
+        let mut same = World::new(400, 400);
+        same.read(30);
+        assert!(same.read(2000) < 0.05, "for nothing nothing is evicted");
+    }
+
+    #[test]
+    fn it_is_tried_again_as_cpus_are_moved() {
+        let mut world = World::new(700, 1900);
+        world.read(1000);
+        (world.if_evicted, world.if_kept) = (170, 110);
+        world.read(1500);
+        assert!(world.read(1000) < 0.05);
+        (world.if_evicted, world.if_kept) = (700, 1900);
+        world.read(1500);
+        assert!(world.read(1000) > 0.9);
+    }
+
+    #[test]
+    fn what_a_pause_of_the_producer_takes_is_not_measured() {
+        let mut world = World::new(700, 700);
+        let mut paused = 0;
+        while paused < 20 {
+            world.read(1);
+            if matches!(world.eviction.phase, Phase::Keeping { since: Some(_), .. }) {
+                world.now += Duration::from_secs(1);
+                world.eviction.handle_gap();
+                world.read(1);
+                let phase = world.eviction.phase;
+                assert!(matches!(phase, Phase::Keeping { since: None, .. }), "it begins anew: {phase:?}");
+                world.read(15);
+                paused += 1;
+            }
+        }
+        assert!((world.eviction.gain - 1.0).abs() < 0.001, "{}", world.eviction.gain);
+    }
+
+    #[test]
+    fn whole_lines_are_evicted_once_each_and_none_that_is_being_written() {
+        let mut eviction = Eviction::new(CAPACITY, 1000);
+        let lines = |eviction: &mut Eviction, position| {
+            std::iter::from_fn(|| eviction.next_before(position)).collect::<Vec<u64>>()
+        };
+        assert!(lines(&mut eviction, 5000).is_empty(), "nothing is known");
+        eviction.gain = 2.0;
+        assert!(eviction.is_done(5000), "that was dealt with");
+        assert_eq!(lines(&mut eviction, 5183), [4992, 5056]);
+        assert!(eviction.is_done(5183) && !eviction.is_done(5184));
+        assert_eq!(lines(&mut eviction, 5184), [5120]);
+        eviction.pass(10_000);
+        assert_eq!(lines(&mut eviction, 10_048), [9984]);
+        let far_on = 10_048 + CAPACITY;
+        let evicted = lines(&mut eviction, far_on);
+        assert_eq!(evicted.len() as u64, CAPACITY / 4 / 64, "not all of what has waited for long");
+        assert_eq!(evicted.last(), Some(&(far_on - 64)));
+    }
 }

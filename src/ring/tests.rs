@@ -543,6 +543,48 @@ pub(crate) fn arrive_at_a_polling_consumer(
     assert_eq!(read(&mut consumer), Ok(None));
 }
 
+/// The ring must have some cold bytes.
+pub(crate) fn arrive_at_a_consumer_that_evicts(
+    mut producer: Producer<impl ProducerMemory + Send + 'static>,
+    mut consumer: Consumer<impl ConsumerMemory>,
+) {
+    const SEED: u64 = 0xE71C;
+    const RECORDS: u64 = 50_000;
+    const LONGEST: usize = 300;
+
+    let writer = thread::spawn(move || {
+        let mut random = Random::new(SEED);
+        for _ in 0..RECORDS {
+            let payload = random_payload(&mut random, LONGEST);
+            while !write(&mut producer, &payload) {
+                thread::yield_now();
+            }
+            producer.publish();
+        }
+    });
+
+    let _show = ShowSeed(SEED);
+    let mut random = Random::new(SEED);
+    let mut scratch = Vec::new();
+    let mut evictions = 0;
+    for index in 0..RECORDS {
+        let expected = random_payload(&mut random, LONGEST);
+        loop {
+            if let Some(record) = consumer.try_read(&mut scratch).unwrap() {
+                assert_eq!(record, expected, "record {index}");
+                break;
+            }
+            thread::yield_now();
+        }
+        // In the middle of what the producer is about.
+        consumer.release_at(Instant::now);
+        evictions += u32::from(consumer.evict_some());
+    }
+    writer.join().unwrap();
+    assert_eq!(read(&mut consumer), Ok(None));
+    assert!(evictions > 100, "lines were evicted {evictions} times only");
+}
+
 pub(crate) fn arrive_when_both_sides_sleep(
     mut producer: Producer<impl ProducerMemory + Send + 'static>,
     mut consumer: Consumer<impl ConsumerMemory>,
