@@ -105,7 +105,7 @@ impl World<'_> {
         let mut offer = |id: SessionId, frame: &Frame<'_>| {
             let session = sessions.iter_mut().find(|(other, _)| *other == id);
             let (_, session) = session.expect("an offer to nobody");
-            let takes = room == 0 || (room == 1 && id % 2 == 0);
+            let takes = room == 0 || (room == 1 && id.is_multiple_of(2));
             if takes {
                 took.push(id);
                 session.handle_frame(frame);
