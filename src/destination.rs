@@ -581,6 +581,7 @@ impl Destination {
                 match self.wait.pause(since) {
                     Pause::Spin => return link.spin(SPINS),
                     Pause::Yield => {
+                        link.handle_gap();
                         std::thread::yield_now();
                         return Ok(());
                     }

@@ -124,7 +124,7 @@ pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 
             side.into.release_at(Instant::now);
             // Lets the producer get ahead, rather than take its cache lines from it one by one.
             for _ in 0..16 {
-                if !side.into.evict_some() {
+                if !side.into.evict_some(16) {
                     std::hint::spin_loop();
                 }
             }

@@ -70,6 +70,10 @@ const LOOKS_OF_A_STREAM: u32 = 4;
 /// publish it; so many at least, and at most: half a microsecond to some 10 where one takes 18 to 23 ns.
 const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=500;
 
+/// So many lines are evicted before the next look at the ring, and instead of a spin of a pause, which takes about as long.
+const LINES_PER_LOOK: usize = 16;
+const LINES_PER_SPIN: usize = 2;
+
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
@@ -146,16 +150,21 @@ impl<P: Platform> IncomingLink<P> {
     #[inline]
     pub(crate) fn look_away(&mut self) {
         for _ in 0..self.pause() {
-            self.idle();
+            self.idle(LINES_PER_SPIN);
         }
     }
 
-    /// What to do when there is nothing to do, for some nanoseconds.
+    /// What to do when there is nothing to do: up to so many lines are evicted, if that is worth it, or some nanoseconds go by.
     #[inline]
-    fn idle(&mut self) {
-        if !self.changes.evict_some() {
+    fn idle(&mut self, lines: usize) {
+        if !self.changes.evict_some(lines) {
             std::hint::spin_loop();
         }
+    }
+
+    /// Neither this side nor, as far as is seen, the source has had anything to do for a while.
+    pub(crate) fn handle_gap(&mut self) {
+        self.changes.handle_gap(P::now);
     }
 
     /// How long to look away, in spins.
@@ -219,7 +228,7 @@ impl<P: Platform> IncomingLink<P> {
                 break;
             }
         }
-        self.changes.handle_gap();
+        self.handle_gap();
         self.changes.start_waiting();
         let outcome = self.wait_rung(core, deadline, waits);
         self.changes.stop_waiting();
@@ -233,9 +242,9 @@ impl<P: Platform> IncomingLink<P> {
             if !self.changes.is_empty()? {
                 return Ok(());
             }
-            self.idle();
+            self.idle(LINES_PER_LOOK);
         }
-        self.changes.handle_gap();
+        self.handle_gap();
         Ok(())
     }
 
@@ -257,6 +266,7 @@ impl<P: Platform> IncomingLink<P> {
     /// Tells the source that this side sleeps from now on, and is woken by an event loop. `false` if there is something to be
     /// done after all: then it does not sleep.
     pub(crate) fn fall_asleep(&mut self, core: &DestinationCore) -> Result<bool, LinkError> {
+        self.handle_gap();
         self.changes.start_waiting();
         if self.must_stay_awake(core)? {
             self.changes.stop_waiting();

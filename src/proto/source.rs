@@ -82,7 +82,7 @@ pub(crate) struct SourceCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) changed: Changed,
-    /// Its frame was taken wherever it is wanted, and nothing else is to be done for any session.
+    /// Its frame was taken wherever it is wanted, and nothing is left to be done for it in any session.
     pub(crate) at_once: bool,
 }
 
@@ -179,7 +179,8 @@ impl SourceCore {
         Some(Set { changed, at_once })
     }
 
-    /// S3 and S2 for a change that is made alone, in one session after the other, until it does not go at once in one. Answers how many places of sessions are done with. The frame is made once for all.
+    /// S3 and S2 for a change that is made alone, in one session after the other, until it does not go at once in one. Answers how
+    /// many places of sessions are done with. The frame is made once for all.
     #[inline(always)]
     fn send_at_once(&mut self, table: TableId, changed: Changed, outlet: &mut impl Outlet) -> usize {
         let item = &self.store.tables()[usize::from(table)].items()[changed.index as usize];

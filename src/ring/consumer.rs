@@ -32,9 +32,6 @@ pub(crate) struct Consumer<M> {
     eviction: Option<Eviction>,
 }
 
-/// So many lines are evicted before this side looks for records again.
-const LINES_AT_A_TIME: usize = 16;
-
 impl<M: ConsumerMemory> Consumer<M> {
     /// The reading end of a fresh ring, whose words are all zero.
     ///
@@ -122,7 +119,7 @@ impl<M: ConsumerMemory> Consumer<M> {
 
     /// As [`release`](Self::release). `now` is asked now and then, for what [`evict_some`](Self::evict_some) does.
     #[inline]
-    pub(crate) fn release_at(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    pub(crate) fn release_at(&mut self, now: impl Fn() -> Instant) -> bool {
         let bytes = self.position.wrapping_sub(self.released);
         if let Some(eviction) = &mut self.eviction {
             eviction.handle_released(bytes, now);
@@ -143,26 +140,31 @@ impl<M: ConsumerMemory> Consumer<M> {
         true
     }
 
-    /// For a consumer that finds nothing to read, between two looks: gives up some of the cache lines of what was released, if the producer
-    /// is quicker then (see [`eviction`](super::eviction)). Answers whether there was anything to do.
+    /// For a consumer that finds nothing to read, between two looks: gives up `most` of the cache lines of what was released, if the producer
+    /// is quicker then (see [`eviction`](super::eviction)). Answers whether there were any.
     #[inline]
-    pub(crate) fn evict_some(&mut self) -> bool {
+    pub(crate) fn evict_some(&mut self, most: usize) -> bool {
         let Some(eviction) = &mut self.eviction else { return false };
         if eviction.is_done(self.released) {
             return false;
         }
-        if self.geometry.until_cold(self.released) > 0 {
-            eviction.pass(self.released);
-            return false;
-        }
         let mut evicted = 0;
-        while evicted < LINES_AT_A_TIME
+        while evicted < most
             && let Some(line) = eviction.next_before(self.released)
         {
-            self.memory.evict(self.geometry.offset(line));
-            evicted += 1;
+            if self.geometry.until_cold(line) == 0 {
+                self.memory.evict(self.geometry.offset(line));
+                evicted += 1;
+            }
         }
         evicted > 0
+    }
+
+    /// There was nothing to read for so long that it is not for the producer's pace.
+    pub(crate) fn handle_gap(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(eviction) = &mut self.eviction {
+            eviction.handle_gap(now);
+        }
     }
 
     /// As if it had been found out that the producer is quicker if lines are evicted. Answers whether they can be.
@@ -175,13 +177,6 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[cfg(test)]
     pub(crate) fn is_on_trial(&self) -> Option<bool> {
         self.eviction.as_ref().map(Eviction::is_on_trial)
-    }
-
-    /// There was nothing to read for so long that it was not for the producer's pace.
-    pub(crate) fn handle_gap(&mut self) {
-        if let Some(eviction) = &mut self.eviction {
-            eviction.handle_gap();
-        }
     }
 
     /// Whether there is nothing to read. Looks at the producer's cursor only if the ring seems empty; a
@@ -311,8 +306,11 @@ impl<M: ConsumerMemory> Consumer<M> {
             return Err(RingError::StartOutOfPlace { found: start, expected, tail, released: self.released });
         }
         self.position = start;
-        // Nothing lies in between, so there is nothing to give back.
+        // Nothing lies in between, so there is nothing to give back, and nothing that was read.
         self.released = start;
+        if let Some(eviction) = &mut self.eviction {
+            eviction.pass(start);
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 //! The first lines of the ring stay in any case: while the consumer keeps up the ring begins anew again and again, and those serve for
 //! all (see [`Geometry::until_cold`](super::layout::Geometry::until_cold)).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cpu_cache::LINE_BYTES;
 
@@ -27,6 +27,10 @@ pub(super) struct Eviction {
     read: u64,
     /// So many bytes into the phase comes what is next.
     next_at: u64,
+    /// Since when the producer has written nothing, while the time is taken.
+    gap: Option<Instant>,
+    /// Lines that were evicted while it was tried.
+    tried_lines: u64,
     /// How many trials there were.
     trials: u32,
     /// How many times as long a byte takes if lines are not evicted.
@@ -46,13 +50,15 @@ enum Phase {
 /// The time is taken for so many bytes, after as many that are left out: two laps, or those of a stream of some hundred microseconds.
 const LAPS_PER_MEASUREMENT: u64 = 2;
 const LEAST_BYTES_PER_MEASUREMENT: u64 = 1 << 22;
-/// A decision holds for so many times these bytes, after the first trial and after many.
+/// A decision holds for so many times these bytes, before the first trial has come to its end and after many.
 const MEASUREMENTS_PER_DECISION: (u64, u64) = (2, 64);
 
 /// From this gain on lines are evicted.
 const WORTHWHILE_GAIN: f64 = 1.03;
-/// What is measured otherwise is the world's noise.
-const BELIEVED_GAINS: (f64, f64) = (0.5, 2.0);
+/// More than that is believed of no trial: it may have been a pause of one side.
+const BELIEVED_GAINS: (f64, f64) = (0.7, 1.3);
+/// After a longer gap a trial is given up.
+const LONGEST_GAP: Duration = Duration::from_millis(10);
 /// Later trials count for so much.
 const WEIGHT_OF_A_TRIAL: f64 = 0.25;
 
@@ -65,6 +71,8 @@ impl Eviction {
             phase: Phase::Decided,
             read: 0,
             next_at: 0,
+            gap: None,
+            tried_lines: 0,
             trials: 0,
             gain: 1.0,
         };
@@ -74,20 +82,36 @@ impl Eviction {
 
     /// So many bytes more were read, and given back.
     #[inline]
-    pub(super) fn handle_released(&mut self, bytes: u64, now: impl FnOnce() -> Instant) {
+    pub(super) fn handle_released(&mut self, bytes: u64, now: impl Fn() -> Instant) {
+        if let Some(gap) = self.gap
+            && bytes > 0
+        {
+            self.end_gap(now().saturating_duration_since(gap));
+        }
         self.read += bytes;
         if self.read >= self.next_at {
             self.go_on(now());
         }
     }
 
-    /// The producer had nothing to write: what is being measured is measured anew.
-    pub(super) fn handle_gap(&mut self) {
-        match &mut self.phase {
-            Phase::Decided => return,
-            Phase::Evicting { since } | Phase::Keeping { since, .. } => *since = None,
+    /// The producer has nothing to write. What that takes is left out, and if it is long the trial is given up: what comes then may be another stream.
+    #[inline]
+    pub(super) fn handle_gap(&mut self, now: impl FnOnce() -> Instant) {
+        if self.phase != Phase::Decided && self.gap.is_none() {
+            self.gap = Some(now());
         }
-        self.begin(self.phase, self.bytes_per_measurement());
+    }
+
+    #[cold]
+    fn end_gap(&mut self, gap: Duration) {
+        self.gap = None;
+        match &mut self.phase {
+            Phase::Decided => {}
+            _ if gap > LONGEST_GAP => self.decide_for_a_while(),
+            Phase::Evicting { since } | Phase::Keeping { since, .. } => {
+                *since = since.and_then(|since| since.checked_add(gap));
+            }
+        }
     }
 
     /// Whether all lines before this position were dealt with.
@@ -107,7 +131,7 @@ impl Eviction {
     pub(super) fn next_before(&mut self, position: u64) -> Option<u64> {
         let end = line_of(position);
         // What lies further back may soon be written again.
-        let at_most = self.capacity / 4;
+        let at_most = line_of(self.capacity / 4);
         if end.wrapping_sub(self.done) > at_most {
             self.done = end.wrapping_sub(at_most);
         }
@@ -117,6 +141,7 @@ impl Eviction {
         }
         let line = self.done;
         self.done = line.wrapping_add(LINE_BYTES as u64);
+        self.tried_lines += 1;
         Some(line)
     }
 
@@ -146,6 +171,7 @@ impl Eviction {
         match self.phase {
             Phase::Decided => self.begin(Phase::Evicting { since: None }, measurement),
             Phase::Evicting { since: None } => {
+                self.tried_lines = 0;
                 self.begin(Phase::Evicting { since: Some(now) }, measurement);
             }
             Phase::Evicting { since: Some(since) } => {
@@ -155,19 +181,24 @@ impl Eviction {
                 self.begin(Phase::Keeping { since: Some(now), evicted }, measurement);
             }
             Phase::Keeping { since: Some(since), evicted } => {
-                if evicted > 0.0 {
+                // Whoever has no time for it, or none to evict, learns nothing.
+                if evicted > 0.0 && self.tried_lines * LINE_BYTES as u64 >= measurement / 4 {
                     self.learn(took(since) / evicted);
                 }
-                let (first, at_most) = MEASUREMENTS_PER_DECISION;
-                let measurements = first.saturating_mul(1 << self.trials.min(16)).min(at_most);
-                self.begin(Phase::Decided, measurement * measurements);
+                self.trials = self.trials.saturating_add(1);
+                self.decide_for_a_while();
             }
         }
     }
 
+    fn decide_for_a_while(&mut self) {
+        let (first, at_most) = MEASUREMENTS_PER_DECISION;
+        let measurements = first.saturating_mul(1 << self.trials.min(16)).min(at_most);
+        self.begin(Phase::Decided, self.bytes_per_measurement() * measurements);
+    }
+
     fn learn(&mut self, gain: f64) {
-        self.trials = self.trials.saturating_add(1);
-        let weight = (1.0 / f64::from(self.trials)).max(WEIGHT_OF_A_TRIAL);
+        let weight = (1.0 / f64::from(self.trials.saturating_add(1))).max(WEIGHT_OF_A_TRIAL);
         self.gain += (gain.clamp(BELIEVED_GAINS.0, BELIEVED_GAINS.1) - self.gain) * weight;
     }
 
@@ -188,8 +219,6 @@ fn line_of(position: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const CAPACITY: u64 = 1 << 20;
@@ -217,7 +246,12 @@ mod tests {
                 evicted += u32::from(evicts);
                 let nanos = if evicts { self.if_evicted } else { self.if_kept } * (STEP_BYTES / 1000) as u32;
                 self.now += Duration::from_nanos(nanos.into());
-                self.eviction.handle_released(STEP_BYTES, || self.now);
+                let now = self.now;
+                if evicts {
+                    // Half of the lines: this side has other things to do, too.
+                    self.eviction.tried_lines += STEP_BYTES / 128;
+                }
+                self.eviction.handle_released(STEP_BYTES, || now);
             }
             f64::from(evicted) / steps as f64
         }
@@ -248,23 +282,53 @@ mod tests {
         assert!(world.read(1000) > 0.9);
     }
 
-    #[test]
-    fn what_a_pause_of_the_producer_takes_is_not_measured() {
+    /// With pauses of the producer of this length, each time in the second half of a trial.
+    fn paused(length: Duration) -> World {
         let mut world = World::new(700, 700);
-        let mut paused = 0;
-        while paused < 20 {
+        for _ in 0..500 {
             world.read(1);
             if matches!(world.eviction.phase, Phase::Keeping { since: Some(_), .. }) {
-                world.now += Duration::from_secs(1);
-                world.eviction.handle_gap();
-                world.read(1);
-                let phase = world.eviction.phase;
-                assert!(matches!(phase, Phase::Keeping { since: None, .. }), "it begins anew: {phase:?}");
-                world.read(15);
-                paused += 1;
+                let now = world.now;
+                world.eviction.handle_gap(|| now);
+                world.now += length / 2;
+                let now = world.now;
+                world.eviction.handle_gap(|| now);
+                world.now += length / 2;
             }
         }
-        assert!((world.eviction.gain - 1.0).abs() < 0.001, "{}", world.eviction.gain);
+        world
+    }
+
+    #[test]
+    fn what_a_pause_of_the_producer_takes_is_not_measured() {
+        let world = paused(Duration::from_millis(4));
+        assert!(world.eviction.trials > 3, "{:?}", world.eviction);
+        assert!((world.eviction.gain - 1.0).abs() < 0.02, "{}", world.eviction.gain);
+    }
+
+    #[test]
+    fn a_trial_with_a_long_pause_is_given_up_and_lines_are_not_evicted_for_ever() {
+        let mut world = paused(Duration::from_millis(40));
+        assert_eq!((world.eviction.trials, world.eviction.gain), (0, 1.0));
+        let mut evicted = 0.0;
+        for _ in 0..300 {
+            let now = world.now;
+            world.eviction.handle_gap(|| now);
+            world.now += Duration::from_secs(1);
+            evicted += world.read(1) / 300.0;
+        }
+        assert!(evicted < 0.4, "of a stream with a pause each megabyte: {evicted}");
+    }
+
+    #[test]
+    fn whoever_evicts_next_to_nothing_learns_nothing_from_it() {
+        let mut world = World::new(500, 700);
+        for _ in 0..100 {
+            world.read(1);
+            world.eviction.tried_lines = 0;
+        }
+        assert!(world.eviction.trials > 1);
+        assert_eq!(world.eviction.gain, 1.0);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Tests of both ends together, on memory on the heap. Those with two threads also run on regions, in `region/tests.rs`.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::heap::{ring, ring_at};
+use super::heap::{HeapMemory, ring, ring_at};
 use super::layout::record_bytes;
-use super::{Consumer, ConsumerMemory, Producer, ProducerMemory, RingError, max_payload_bytes};
+use super::{Consumer, ConsumerMemory, Memory, Producer, ProducerMemory, RingError, Word, max_payload_bytes};
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::poll::{Interest, PollSet};
 
@@ -494,6 +496,66 @@ fn records_of_random_sizes_arrive_when_both_sides_sleep() {
     arrive_when_both_sides_sleep(producer, consumer, 128);
 }
 
+/// A memory whose lines can be evicted, and which were.
+struct Evictable {
+    memory: HeapMemory,
+    evicted: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Memory for Evictable {
+    fn load_peer(&self, word: Word) -> u64 {
+        self.memory.load_peer(word)
+    }
+
+    fn store_own(&self, word: Word, value: u64, order: Ordering) {
+        self.memory.store_own(word, value, order);
+    }
+
+    fn fence(&self, order: Ordering) {
+        self.memory.fence(order);
+    }
+}
+
+impl ConsumerMemory for Evictable {
+    fn copy_out(&self, offset: usize, into: &mut [u8]) {
+        self.memory.copy_out(offset, into);
+    }
+
+    fn can_evict(&self) -> bool {
+        true
+    }
+
+    fn evict(&self, offset: usize) {
+        self.evicted.lock().unwrap().push(offset);
+    }
+}
+
+#[test]
+fn lines_that_were_read_are_evicted_but_for_those_at_the_start() {
+    const CAPACITY: u64 = 1 << 16;
+    const HOT_BYTES: usize = 16384;
+    let (memory, of_consumer) = HeapMemory::pair(CAPACITY, 0);
+    let mut producer = Producer::new(memory, CAPACITY);
+    let evicted = Arc::new(Mutex::new(Vec::new()));
+    let mut consumer = Consumer::new(Evictable { memory: of_consumer, evicted: evicted.clone() }, CAPACITY);
+    assert!(consumer.decide_to_evict());
+    for lap in 0..3 {
+        for record in 0..2 {
+            // The first of a lap lies at the start, as the ring was empty and begins anew.
+            assert!(write(&mut producer, &[7; 10_000]));
+            producer.publish();
+            assert_eq!(read(&mut consumer), Ok(Some(vec![7; 10_000])));
+            consumer.release_at(Instant::now);
+            while consumer.evict_some(5) {}
+            let end = (record + 1) * 10_008;
+            let expected: Vec<usize> =
+                (HOT_BYTES.max(record * 10_008 / 64 * 64)..end / 64 * 64).step_by(64).collect();
+            let found = std::mem::take(&mut *evicted.lock().unwrap());
+            assert_eq!(found, expected, "record {record} of lap {lap}");
+        }
+    }
+}
+
 pub(crate) fn arrive_at_a_polling_consumer(
     mut producer: Producer<impl ProducerMemory + Send + 'static>,
     mut consumer: Consumer<impl ConsumerMemory>,
@@ -578,7 +640,7 @@ pub(crate) fn arrive_at_a_consumer_that_evicts(
         }
         // In the middle of what the producer is about.
         consumer.release_at(Instant::now);
-        evictions += u32::from(consumer.evict_some());
+        evictions += u32::from(consumer.evict_some(16));
     }
     writer.join().unwrap();
     assert_eq!(read(&mut consumer), Ok(None));

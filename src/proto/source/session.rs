@@ -237,8 +237,11 @@ impl Session {
         alone: bool,
         outlet: &mut impl Outlet,
     ) -> bool {
-        let Some(selection) = &self.selections[usize::from(frame.table)] else { return true };
-        if (alone && !self.ticking) || !self.replay.is_over() || !selection.takes(opcode) {
+        let selection = self.selections[usize::from(frame.table)].as_ref();
+        if !selection.is_some_and(|selection| selection.takes(opcode)) {
+            return true;
+        }
+        if (alone && !self.ticking) || !self.replay.is_over() {
             return false;
         }
         let Some(mut at_once) = self.cache.at_once(frame.table) else { return false };

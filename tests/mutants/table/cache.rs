@@ -42,12 +42,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a change that goes at once keeps its item's old number",
         file: "proto/cache.rs",
-        edits: &[("entry.flags |= CacheEntry::UNACKED; «entry.change = item.change;»", "")],
+        edits: &[("entry.flags |= CacheEntry::UNACKED; «entry.change = change;»", "")],
     },
     Mutant {
         fault: "an item that a batch sets twice goes twice",
-        file: "proto/cache.rs",
-        edits: &[("if «entry.change != item.change» {", "true")],
+        file: "proto/source/session.rs",
+        edits: &[("if «recorded != item.change» {", "true")],
     },
     Mutant {
         fault: "with a batch goes what was sent before it, too",

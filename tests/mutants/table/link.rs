@@ -83,7 +83,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "a destination makes room before it acknowledges",
         file: "link/incoming.rs",
         edits: &[(
-            "if consumed > 0 { «self.send_acks(core)?;» self.changes.release();",
+            "if consumed > 0 { «self.send_acks(core)?;» self.changes.release_at(P::now);",
             "self.changes.release(); self.send_acks(core)?;",
         )],
     },
