@@ -237,8 +237,7 @@ impl Session {
         alone: bool,
         outlet: &mut impl Outlet,
     ) -> bool {
-        let selection = self.selections[usize::from(frame.table)].as_ref();
-        if !selection.is_some_and(|selection| selection.takes(opcode)) {
+        if !self.wants(frame.table, opcode) {
             return true;
         }
         if (alone && !self.ticking) || !self.replay.is_over() {
