@@ -1,7 +1,7 @@
 //! Large memory of many items, in huge pages where the system grants them: then it takes fewer page faults to fill, and a look-up
 //! somewhere in it seldom waits for the address to be translated, too.
 //!
-//! A hint, as [`prefetch`](crate::prefetch) is. What is smaller stays as it is: each such memory may take up the better part of a huge
+//! A hint, as [`cpu_cache`](crate::cpu_cache) is. What is smaller stays as it is: each such memory may take up the better part of a huge
 //! page more than it needs.
 
 use std::collections::TryReserveError;

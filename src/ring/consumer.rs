@@ -157,6 +157,7 @@ impl<M: ConsumerMemory> Consumer<M> {
                 evicted += 1;
             }
         }
+        eviction.handle_evicted(evicted);
         evicted > 0
     }
 

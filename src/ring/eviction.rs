@@ -94,7 +94,8 @@ impl Eviction {
         }
     }
 
-    /// The producer has nothing to write. What that takes is left out, and if it is long the trial is given up: what comes then may be another stream.
+    /// The producer has nothing to write. What that takes is left out, and if it is long the trial is given up: what comes then may be
+    /// another stream.
     #[inline]
     pub(super) fn handle_gap(&mut self, now: impl FnOnce() -> Instant) {
         if self.phase != Phase::Decided && self.gap.is_none() {
@@ -141,8 +142,13 @@ impl Eviction {
         }
         let line = self.done;
         self.done = line.wrapping_add(LINE_BYTES as u64);
-        self.tried_lines += 1;
         Some(line)
+    }
+
+    /// So many lines were evicted.
+    #[inline]
+    pub(super) fn handle_evicted(&mut self, lines: usize) {
+        self.tried_lines += lines as u64;
     }
 
     #[inline]
