@@ -2,7 +2,7 @@
 //!
 //! Time comes in as an argument, frames go out as return values, so that a test can run both ends under loss,
 //! duplication, crashes and sequence wrap, from a seed. (What it does give are hints, of memory that will be needed:
-//! [`prefetch`](crate::prefetch), [`huge_pages`](crate::huge_pages).) [`source::SourceCore`] is the end that owns the items,
+//! [`cpu_cache`](crate::cpu_cache), [`huge_pages`](crate::huge_pages).) [`source::SourceCore`] is the end that owns the items,
 //! [`destination::DestinationCore`] the end that must come to hold the same.
 //!
 //! The words: a *link* is one attachment of one destination; an *ordinal* is a record's place in the change ring of its
