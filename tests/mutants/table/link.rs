@@ -136,6 +136,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("«self.wake.wake();» } /// What the source counts, all of one moment.", "")],
     },
     Mutant {
+        fault: "a change that is made alone is not published",
+        file: "link/outgoing.rs",
+        edits: &[("self.staged += 1; «self.publish()?;»", "")],
+    },
+    Mutant {
         fault: "a dead destination stays",
         file: "link/timer.rs",
         edits: &[("if «heard.gone || link.failed.is_some()» {", "link.failed.is_some()")],

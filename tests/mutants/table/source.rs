@@ -4,6 +4,16 @@ use super::Mutant;
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        fault: "a change that is made alone goes again to those who had it before it had to wait for one",
+        file: "proto/source.rs",
+        edits: &[("if «id >= from» {", "true")],
+    },
+    Mutant {
+        fault: "a change that is made alone goes at once whatever its entry is to be noted of",
+        file: "proto/source/session.rs",
+        edits: &[("if «at_once.recorded(changed.index).is_none()» ||", "false")],
+    },
+    Mutant {
         fault: "sweep on timer: a table counts as ready once a tick has passed",
         file: "proto/source.rs",
         edits: &[(
