@@ -54,6 +54,15 @@ fn attach_with(dir: &tempfile::TempDir, ack_ring_bytes: u64) -> IncomingLink {
     }
 }
 
+/// A source, and a bare link that it knows of.
+fn attached() -> (tempfile::TempDir, Source, IncomingLink) {
+    let dir = tempfile::tempdir().unwrap();
+    let source = source(&dir);
+    let link = attach(&dir);
+    until("the attach", || source.stats().destinations.len() == 1);
+    (dir, source, link)
+}
+
 /// The doorbells of a link that has passed them.
 #[allow(clippy::infallible_destructuring_match, reason = "there are others with other features")]
 fn passed(doorbells: Doorbells) -> (Bell, Ringer) {
@@ -73,11 +82,8 @@ fn write_bad_ack(link: &mut IncomingLink) {
 
 #[test]
 fn a_bad_ack_during_a_flush_closes_that_link_and_harms_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = source(&dir);
+    let (dir, source, mut hostile) = attached();
     let table = source.table("t").unwrap();
-    let mut hostile = attach(&dir);
-    until("the attach", || source.stats().destinations.len() == 1);
     table.set(1u8, b"x").unwrap();
     std::thread::scope(|scope| {
         let flush = scope.spawn(|| source.flush(PATIENCE).unwrap());
@@ -140,10 +146,7 @@ fn a_full_ack_ring_stops_the_destination_at_a_bound_and_goes_on_when_the_source_
 
 #[test]
 fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = source(&dir);
-    let mut hostile = attach(&dir);
-    until("the attach", || source.stats().destinations.len() == 1);
+    let (_dir, source, mut hostile) = attached();
     std::thread::sleep(Duration::from_millis(50)); // the timer thread has gone to sleep
     write_bad_ack(&mut hostile); // and is not rung
     until("the source sees it", || source.stats().destinations.is_empty());
@@ -163,10 +166,7 @@ fn a_destination_that_gives_up_its_bell_is_gone_and_costs_no_cpu() {
 
 #[test]
 fn a_source_that_gives_up_its_bell_is_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = source(&dir);
-    let link = attach(&dir);
-    until("the attach", || source.stats().destinations.len() == 1);
+    let (_dir, _source, link) = attached();
     let mut set = PollSet::new();
     assert!(!link.is_source_gone(&mut set).unwrap());
     // on our own end, as the source's is out of reach; it shows in the same way
@@ -180,11 +180,8 @@ fn a_source_that_gives_up_its_bell_is_gone() {
 /// A descriptor that shows it would be readable for ever, where no sleep ends that an event loop began.
 #[test]
 fn ring_that_came_while_nobody_slept_is_forgotten_by_the_look_for_the_sources_death() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = source(&dir);
+    let (_dir, source, mut link) = attached();
     let table = source.table("t").unwrap();
-    let mut link = attach(&dir);
-    until("the attach", || source.stats().destinations.len() == 1);
     let mut set = PollSet::new();
     link.changes.start_waiting();
     table.set(1u8, b"x").unwrap();
@@ -231,15 +228,12 @@ fn it_is_not_looked_away_from_what_was_seen() {
 
 #[test]
 fn in_a_stream_it_is_tried_whether_lines_are_better_evicted_and_they_are_while_there_is_nothing_to_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let source = source(&dir);
+    let (_dir, source, mut link) = attached();
     let table = source.table("t").unwrap();
-    let mut link = attach(&dir);
     if link.changes.is_on_trial().is_none() {
         eprintln!("skipped: nothing can be evicted on this processor");
         return;
     }
-    until("the attach", || source.stats().destinations.len() == 1);
     let mut core = DestinationCore::new(false, Subscription::all());
     core.attach(1);
     const LONG: usize = 200_000;
