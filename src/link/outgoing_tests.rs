@@ -146,7 +146,7 @@ fn a_change_that_is_made_alone_is_published_before_set_returns() {
     world.messages();
     assert!(world.set(1, b"second"));
     assert_eq!(world.messages(), [[HEADER_BYTES + 4 + 6]]);
-    assert!(!world.set(2, b"new"), "its table's replay has to come first, or a queue");
+    assert!(!world.set(2, b"new"), "the destination was not sent the item before");
     world.publish();
     assert_eq!(world.messages(), [[HEADER_BYTES + 4 + 3]]);
 }

@@ -47,7 +47,8 @@ enum Phase {
     Keeping { since: Option<Instant>, evicted: f64 },
 }
 
-/// The time is taken for so many bytes, after as many that are left out: two laps, or those of a stream of some hundred microseconds.
+/// The time is taken for two laps, or so many bytes if that is more, after as many that are left out: in these the producer comes to what
+/// was evicted, or was not.
 const LAPS_PER_MEASUREMENT: u64 = 2;
 const LEAST_BYTES_PER_MEASUREMENT: u64 = 1 << 22;
 /// A decision holds for so many times these bytes, before the first trial has come to its end and after many.

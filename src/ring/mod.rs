@@ -39,6 +39,9 @@
 //! a copy of the other's cursor and looks again only when the ring seems full or empty, so that the two cache
 //! lines travel once per batch rather than once per record.
 //!
+//! A consumer that looks in vain may meanwhile give up cache lines that it has read, if the producer is quicker then: see
+//! [`eviction`]. That is the only thing here that depends on time, which the caller says.
+//!
 //! A side that finds nothing to do may sleep. It says so in its waits word, looks once more, and sleeps; the
 //! other side, after it has published or released, asks whether the peer must be rung: see [`handshake`].
 //! The doorbell itself belongs to the caller, it must
