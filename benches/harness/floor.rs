@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use super::peer::{Words, fork_on, isolated};
-use super::report::Latency;
+use super::report::{Latency, made_for_mean, mean_of};
 use super::{cpu, record};
 
 /// A floor above this is that of two cpus which the host has moved apart.
@@ -19,8 +19,7 @@ pub(crate) fn cache_line(cpus: [usize; 2], round_trips: u64) -> Latency {
     let words = Words::new(4);
     let peer = fork_on(&[cpus[1]], || {
         let mut value = [0; 64];
-        // once for the mean, once for the distribution
-        for n in 1..=2 * round_trips {
+        for n in 1..=Latency::made(round_trips) {
             receive(&words, 0, n);
             record::fill(&mut value, n);
             send(&words, 2, &value, n);
@@ -66,6 +65,32 @@ impl Beside {
     }
 }
 
+/// How long a bench waits, in all, for the host to move the cpus together before it measures nevertheless.
+#[derive(Debug)]
+pub(crate) struct Patience(Duration);
+
+impl Patience {
+    pub(crate) fn of_minutes(minutes: u32) -> Patience {
+        Patience(Duration::from_secs(60) * minutes)
+    }
+
+    /// Returns when the cpus are near each other, or no patience is left.
+    pub(crate) fn await_near(&mut self, cpus: [usize; 2]) {
+        while !self.0.is_zero() {
+            let start = Instant::now();
+            if isolated(&cpus, || cache_line(cpus, LOOK).mean) <= FAR_NS {
+                return;
+            }
+            std::thread::sleep(PAUSE.min(self.0));
+            self.0 = self.0.saturating_sub(start.elapsed());
+        }
+    }
+}
+
+/// Round trips of a look at where the cpus are, some milliseconds, and the time between two such looks.
+const LOOK: u64 = 20_000;
+const PAUSE: Duration = Duration::from_millis(500);
+
 fn send(words: &Words, line: usize, value: &[u8; 64], n: u64) {
     let line = words.line(line);
     for (word, bytes) in line[1..].iter().zip(value.chunks_exact(8)) {
@@ -91,18 +116,16 @@ pub(crate) fn eventfd(cpu: usize, round_trips: u64) -> f64 {
     let there = eventfd_new();
     let back = eventfd_new();
     let peer = fork_on(&[cpu], || {
-        for _ in 0..round_trips {
+        for _ in 0..made_for_mean(round_trips) {
             eventfd_read(there);
             eventfd_write(back);
         }
     });
     cpu::pin(cpu);
-    let start = Instant::now();
-    for _ in 0..round_trips {
+    let mean = mean_of(round_trips, || {
         eventfd_write(there);
         eventfd_read(back);
-    }
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    });
     peer.join();
     for fd in [there, back] {
         // SAFETY: opened above, and nobody uses it any more.

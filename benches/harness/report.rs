@@ -89,11 +89,9 @@ pub(crate) enum Target {
 }
 
 impl Latency {
-    /// Makes so many round trips twice: once for the mean, once for the distribution.
+    /// Makes so many round trips twice, once for the mean, once for the distribution, after a warm-up: [`made`](Self::made) in all.
     pub(crate) fn of(round_trips: u64, mut once: impl FnMut()) -> Latency {
-        let start = Instant::now();
-        (0..round_trips).for_each(|_| once());
-        let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+        let mean = mean_of(round_trips, &mut once);
         let mut recorder = Recorder::new();
         let mut before = Instant::now();
         for _ in 0..round_trips {
@@ -104,6 +102,28 @@ impl Latency {
         }
         Latency { mean, distribution: recorder.distribution() }
     }
+
+    /// All the round trips that are made for the latency of so many.
+    pub(crate) fn made(round_trips: u64) -> u64 {
+        made_for_mean(round_trips) + round_trips
+    }
+}
+
+/// The mean of so many round trips in ns, after a warm-up, in which the peer starts, too: [`made_for_mean`] in all.
+pub(crate) fn mean_of(round_trips: u64, mut once: impl FnMut()) -> f64 {
+    (0..warm_up(round_trips)).for_each(|_| once());
+    let start = Instant::now();
+    (0..round_trips).for_each(|_| once());
+    start.elapsed().as_nanos() as f64 / round_trips as f64
+}
+
+/// All the round trips that are made for the mean of so many.
+pub(crate) fn made_for_mean(round_trips: u64) -> u64 {
+    warm_up(round_trips) + round_trips
+}
+
+fn warm_up(round_trips: u64) -> u64 {
+    round_trips / 10 + 1
 }
 
 impl Recorder {

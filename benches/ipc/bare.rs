@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::harness::peer::{Words, fork_on};
+use crate::harness::report::{made_for_mean, mean_of};
 use crate::harness::{cpu, record};
 use crate::region::layout::{Header, Kind};
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
@@ -83,7 +84,7 @@ pub(crate) fn round_trip(cpus: [usize; 2], round_trips: u64) -> f64 {
     let peer = fork_on(&[cpus[1]], || {
         let mut side = meet(&words, 1, 1 << 16);
         let mut value = [0; 64];
-        for n in 1..=round_trips {
+        for n in 1..=made_for_mean(round_trips) {
             assert_eq!(side.receive(), n);
             record::fill(&mut value, n);
             assert!(side.send(&value));
@@ -93,14 +94,14 @@ pub(crate) fn round_trip(cpus: [usize; 2], round_trips: u64) -> f64 {
     cpu::pin(cpus[0]);
     let mut side = meet(&words, 0, 1 << 16);
     let mut value = [0; 64];
-    let start = Instant::now();
-    for n in 1..=round_trips {
+    let mut n = 0;
+    let mean = mean_of(round_trips, || {
+        n += 1;
         record::fill(&mut value, n);
         assert!(side.send(&value));
         side.out.publish();
         assert_eq!(side.receive(), n);
-    }
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    });
     peer.join();
     mean
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::harness::cpu;
 use crate::harness::peer::{Words, fork_on};
-use crate::harness::report::Unit;
+use crate::harness::report::{Unit, made_for_mean, mean_of};
 use crate::{Bench, Found, Plan};
 
 /// One direction's doorbell, shared by two processes.
@@ -78,18 +78,16 @@ fn round_trip(cpus: [usize; 2], round_trips: u64, kind: &str) -> f64 {
     let (there, back) = (Doorbell::new(kind), Doorbell::new(kind));
     let silent = silent();
     let peer = fork_on(&[cpus[1]], || {
-        for _ in 0..round_trips {
+        for _ in 0..made_for_mean(round_trips) {
             there.wait(silent);
             back.ring();
         }
     });
     cpu::pin(cpus[0]);
-    let start = Instant::now();
-    for _ in 0..round_trips {
+    let mean = mean_of(round_trips, || {
         there.ring();
         back.wait(silent);
-    }
-    let mean = start.elapsed().as_nanos() as f64 / round_trips as f64;
+    });
     peer.join();
     mean
 }

@@ -4,6 +4,7 @@
 //! cargo bench --bench ipc                           all cells, three runs each
 //! cargo bench --bench ipc -- stream/ --runs 1       only cells whose id begins so, one run
 //! cargo bench --bench ipc -- --json results.json    and the results for the plots
+//! cargo bench --bench ipc -- --patience 30          wait up to 30 minutes, in all, for the cpus to be near each other
 //! cargo bench --bench ipc -- --test                 everything once and small, as a test
 //! ```
 //!
@@ -36,7 +37,7 @@ mod harness;
 
 use std::path::PathBuf;
 
-use harness::floor::Beside;
+use harness::floor::{Beside, Patience};
 use harness::report::{Cell, Distribution, Report, Run, Target, Unit};
 use harness::{Effort, cpu, peer};
 
@@ -45,6 +46,7 @@ pub(crate) struct Bench {
     effort: Effort,
     only: Vec<String>,
     pub(crate) cpus: Vec<usize>,
+    patience: Patience,
     report: Report,
 }
 
@@ -107,9 +109,9 @@ impl Bench {
             return;
         }
         let mut notes = Vec::new();
+        let (pair, round_trips) = (self.pair(), self.effort.round_trips / 4);
         let mut run = || {
-            let pair = self.pair();
-            let round_trips = self.effort.round_trips / 4;
+            self.patience.await_near(pair);
             let (found, floor) = Beside::of(pair, round_trips, || peer::isolated(&self.cpus, &measure));
             let other = other(&found, floor);
             notes.extend(found.note);
@@ -139,7 +141,8 @@ impl Bench {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut effort, mut runs, mut json, mut only) = (Effort::FULL, None, None::<PathBuf>, Vec::new());
+    let (mut effort, mut runs, mut minutes) = (Effort::FULL, None, 0);
+    let (mut json, mut only) = (None::<PathBuf>, Vec::new());
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| usage(&format!("{argument} needs a value")));
         match argument.as_str() {
@@ -147,6 +150,9 @@ fn main() {
             "--short" => effort = Effort::SHORT,
             "--runs" => {
                 runs = value().parse().ok().filter(|runs| *runs > 0).or_else(|| usage("--runs of 1 or more"))
+            }
+            "--patience" => {
+                minutes = value().parse().unwrap_or_else(|_| usage("--patience of a number of minutes"));
             }
             "--json" => json = Some(value().into()),
             "--bench" => {} // cargo says so
@@ -160,7 +166,8 @@ fn main() {
         println!("this process may run on one cpu only: what goes between two cannot be measured");
         return;
     }
-    let mut bench = Bench { effort, only, cpus, report: Report::new() };
+    let mut bench =
+        Bench { effort, only, cpus, patience: Patience::of_minutes(minutes), report: Report::new() };
     println!("{}", bench.report.machine);
     latency::cells(&mut bench);
     doorbells::cells(&mut bench);
@@ -173,7 +180,7 @@ fn main() {
 
 fn usage(wrong: &str) -> ! {
     eprintln!(
-        "{wrong}; usage: cargo bench --bench ipc -- [--test | --short] [--runs N] [--json FILE] [ID...]"
+        "{wrong}; usage: cargo bench --bench ipc -- [--test | --short] [--runs N] [--patience MINUTES] [--json FILE] [ID...]"
     );
     std::process::exit(2);
 }

@@ -170,21 +170,19 @@ where
 fn ask(mut out: impl Sender, mut into: impl Receiver, words: &Words, round_trips: u64) -> Latency {
     meet(words);
     let mut next = 0;
-    let mut once = || {
+    let latency = Latency::of(round_trips, || {
         out.send(next);
         out.flush();
         expect(&mut into, next);
         next += 1;
-    };
-    (0..warm_up(round_trips)).for_each(|_| once());
-    let latency = Latency::of(round_trips, once);
+    });
     part(words);
     latency
 }
 
 fn answer(mut into: impl Receiver, mut out: impl Sender, words: &Words, round_trips: u64) {
     meet(words);
-    for n in 0..warm_up(round_trips) + 2 * round_trips {
+    for n in 0..Latency::made(round_trips) {
         expect(&mut into, n);
         out.send(n);
         out.flush();
@@ -196,10 +194,6 @@ fn expect(into: &mut impl Receiver, expected: u64) {
     let mut got = None;
     into.receive(|n| assert!(got.replace(n).is_none(), "one record was sent"));
     assert_eq!(got, Some(expected));
-}
-
-fn warm_up(round_trips: u64) -> u64 {
-    round_trips / 10
 }
 
 fn produce<S: Sender>(mut out: S, words: &Words, duration: Duration) -> f64 {

@@ -18,7 +18,7 @@ pub(crate) fn round_trip(cpu: usize, round_trips: u64) -> Latency {
     let words = Words::new(2);
     let peer = fork_on(&[cpu], || {
         bound();
-        for n in 1..=2 * round_trips as u32 {
+        for n in 1..=Latency::made(round_trips) as u32 {
             wait(futex(&words, 0), n);
             wake(futex(&words, 1), n);
         }

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use harness::Effort;
-use harness::floor::Beside;
+use harness::floor::{Beside, Patience};
 use harness::peer::{isolated, try_isolated};
 use harness::report::{Cell, Report, Run, Unit};
 use harness::{cpu, floor};
@@ -47,6 +47,9 @@ struct Options {
     /// Runs everything once, quickly: a test, not a measurement
     #[arg(long, conflicts_with = "runs")]
     test: bool,
+    /// How long to wait, in all, for the host to move the cpus near each other, before a run is made nevertheless
+    #[arg(long, value_name = "MINUTES", default_value_t = 0)]
+    patience: u32,
     /// Only the means whose names begin so, as in `--only shmirror,pipe`
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -85,11 +88,13 @@ fn main() -> ExitCode {
         }
     };
 
+    let mut patience = Patience::of_minutes(options.patience);
     let mut cells: Vec<Vec<Cell>> = chosen.iter().map(Peer::cells).collect();
     for number in 1..=effort.runs {
         for (peer, cells) in chosen.iter().zip(&mut cells) {
             eprintln!("run {number} of {}: {}", effort.runs, peer.name);
             for (measure, cell) in peer.measures.iter().zip(cells) {
+                patience.await_near([first, second]);
                 match measured(measure, cell, [first, second], effort) {
                     Ok(run) => cell.runs.push(run),
                     Err(why) => {
