@@ -10,7 +10,8 @@
 //!
 //! Each run of a cell is made in processes of its own, pinned to cpus, after a warm-up; every record is verified. Before and
 //! after each run the cache line floor is measured; a run of which either says that the host has moved the cpus apart does not count
-//! if there are others.
+//! if there are others. Patience is spent on every run, whether it depends on where the cpus are or not; when it is at its end, runs are
+//! made nevertheless.
 
 // The ring and what it lies in are private to the library, so they are compiled once more here.
 #[allow(dead_code, unused, unreachable_pub)]
