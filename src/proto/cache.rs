@@ -13,7 +13,8 @@
 //! 2. Each waiting entry has exactly one place in a queue (a queue may also hold places of entries that wait no more).
 //! 3. The in-flight list is sorted by ordinal. Records that were superseded leave it, and so do older copies of a change
 //!    that was sent again: while no flush waits it is at most four times as long as there are entries, plus a constant,
-//!    so that neither a hot item nor one that keeps failing can grow it.
+//!    so that neither a hot item nor one that keeps failing can grow it. After an ack it begins and ends with records that
+//!    are waited for.
 //! 4. A flush waits for an entry if its bit is set there. Each record that was sent since, or was the newest in flight then,
 //!    carries the bit; no other does.
 //! 5. An entry that is queued has its place in the queue of its kind: tables' own records, data, or pointers. One whose kind
@@ -437,13 +438,19 @@ impl SyncCache {
         self.tables[usize::from(table)].keeps_all
     }
 
-    /// Shortens the in-flight list from its front, and keeps invariant 3.
+    /// Shortens the in-flight list from both ends, and keeps invariant 3.
     #[inline]
     fn drop_superseded(&mut self) {
         while let Some(front) = self.in_flight.front()
             && !self.is_wanted(front)
         {
             self.in_flight.pop_front();
+        }
+        // What is acknowledged behind something that is not would lie here until the list is compacted.
+        while let Some(back) = self.in_flight.back()
+            && !self.is_wanted(back)
+        {
+            self.in_flight.pop_back();
         }
         self.compacted_len = self.compacted_len.min(self.in_flight.len());
         self.compact_if_long();
@@ -634,18 +641,29 @@ fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_change_that_is_sent_again_for_ever_keeps_the_in_flight_list_short() {
+    /// A cache whose items wait with a change each.
+    fn cache_of(items: u32) -> (SyncCache, Vec<EntryId>) {
         let mut cache = SyncCache::default();
         cache.add_table(true);
-        let entries: Vec<EntryId> = (0..10).map(|index| EntryId::item(ItemId { table: 0, index })).collect();
+        let entries: Vec<EntryId> =
+            (0..items).map(|index| EntryId::item(ItemId { table: 0, index })).collect();
         for (&id, change) in entries.iter().zip(1..) {
             cache.record(id, Holds::Data, ChangeNumber::from_wire(change));
         }
-        let send = |cache: &mut SyncCache, id: EntryId| {
-            let change = cache.entry(id).change();
-            cache.handle_sent(id, change, || unreachable!("all have an entry"));
-        };
+        (cache, entries)
+    }
+
+    /// Sends an entry's newest change; answers its ack.
+    fn send(cache: &mut SyncCache, id: EntryId) -> Ack {
+        let change = cache.entry(id).change();
+        cache.handle_sent(id, change, || unreachable!("all have an entry"));
+        let (ordinal, seq) = (cache.next_ordinal() - 1, change.seq());
+        Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq }
+    }
+
+    #[test]
+    fn a_change_that_is_sent_again_for_ever_keeps_the_in_flight_list_short() {
+        let (mut cache, entries) = cache_of(10);
         for round in 0..10_000 {
             let id = entries[round % entries.len()];
             send(&mut cache, id);
@@ -653,14 +671,39 @@ mod tests {
             assert!(cache.in_flight.len() <= 4 * cache.unacked() + 64, "{} records", cache.in_flight.len());
         }
         for &id in &entries {
-            let seq = cache.entry(id).change().seq();
-            send(&mut cache, id);
-            let last = cache.next_ordinal() - 1;
-            let ack = Ack { first: last, last, first_seq: seq, last_seq: seq };
+            let ack = send(&mut cache, id);
             let mut deleted = Vec::new();
             cache.handle_ack(ack, |gone| deleted.push(gone.entry)).unwrap();
             assert_eq!(deleted, [id], "the newest copy's ack counts");
         }
         assert_eq!((cache.unacked(), cache.in_flight.len(), cache.failing()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_acknowledged_behind_what_never_is_leaves_the_in_flight_list() {
+        const HELD: usize = 100;
+        let (mut cache, entries) = cache_of(HELD as u32 + 4);
+        let (held, others) = entries.split_at(HELD);
+        let acks_of_held: Vec<Ack> = held.iter().map(|&id| send(&mut cache, id)).collect();
+        for round in 0..50 {
+            let acks: Vec<Ack> = others
+                .iter()
+                .zip(1000 + 4 * round..)
+                .map(|(&id, change)| {
+                    cache.record(id, Holds::Data, ChangeNumber::from_wire(change));
+                    send(&mut cache, id)
+                })
+                .collect();
+            // The last one is acknowledged last: until then what stands before it has to stay.
+            for (ack, left) in [(acks[1], 4), (acks[0], 4), (acks[2], 4), (acks[3], 0)] {
+                cache.handle_ack(ack, |_| ()).unwrap();
+                assert_eq!(cache.in_flight.len(), HELD + left);
+            }
+            assert_eq!(cache.unacked(), HELD);
+        }
+        for ack in acks_of_held {
+            cache.handle_ack(ack, |_| ()).unwrap();
+        }
+        assert_eq!((cache.unacked(), cache.in_flight.len()), (0, 0));
     }
 }

@@ -26,6 +26,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         )],
     },
     Mutant {
+        fault: "what waits for its ack at the end of the in-flight list leaves it",
+        file: "proto/cache.rs",
+        edits: &[("back() && «!self.is_wanted(back)» {", "true")],
+    },
+    Mutant {
         fault: "acks match by the 32-bit sequence number",
         file: "proto/cache.rs",
         edits: &[
