@@ -83,8 +83,11 @@ pub(crate) trait Alarm<W>: Debug {
 
     fn clear(&self);
 
-    /// Has the next wait end when it is woken.
-    fn watch(&self, waits: &mut W);
+    /// Has the next wait end when it is woken. Answers the place to ask [`Alarm::is_woken`] for.
+    fn watch(&self, waits: &mut W) -> usize;
+
+    /// Whether the last wait found it woken.
+    fn is_woken(waits: &W, at: usize) -> bool;
 }
 
 /// What a thread waits for, watched anew before each wait.
@@ -145,8 +148,12 @@ impl Alarm<PollSet> for Wake {
         Wake::clear(self);
     }
 
-    fn watch(&self, waits: &mut PollSet) {
-        waits.watch(self.as_fd(), Interest::Read);
+    fn watch(&self, waits: &mut PollSet) -> usize {
+        waits.watch(self.as_fd(), Interest::Read)
+    }
+
+    fn is_woken(waits: &PollSet, at: usize) -> bool {
+        waits.ready(at).readable
     }
 }
 

@@ -46,7 +46,9 @@ const FLUSH_LOOK: Duration = Duration::from_millis(5);
 impl Seat {
     /// # Errors
     /// No file descriptors left.
-    pub(crate) fn new(shared: Arc<Shared>, service: Service) -> io::Result<Seat> {
+    pub(crate) fn new(shared: Arc<Shared>, mut service: Service) -> io::Result<Seat> {
+        // For the first round to look at; that has the notifier mirror what comes next, and its deadline.
+        service.watch();
         let notifier = Notifier::new()?;
         let fd = notifier.fd().clone();
         let wheel = Mutex::new(Wheel { service: Some(service), notifier });

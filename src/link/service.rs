@@ -31,6 +31,8 @@ pub(crate) struct Service {
 struct Door {
     host: Host,
     listener: SourceListener,
+    /// Where among what is waited for the listener is, unless it is left alone.
+    listener_at: Option<usize>,
     /// Connections that have not said hello.
     strangers: Vec<(Socket, Instant)>,
     /// Not before then is the listener looked at.
@@ -62,7 +64,8 @@ impl Service {
         drive: Drive,
     ) -> Service {
         let timer = Timer::new(shared.clone(), drive == Drive::OwnThread);
-        let door = Door { host, listener, strangers: Vec::new(), accept_from: None, moves: 0 };
+        let door =
+            Door { host, listener, listener_at: None, strangers: Vec::new(), accept_from: None, moves: 0 };
         Service { shared, creator, timer, door, waits: PollSet::new() }
     }
 
@@ -90,7 +93,7 @@ impl Service {
     pub(super) fn turn(&mut self) {
         self.timer.turn(&self.waits);
         self.door.greet(&self.shared);
-        self.door.accept(&self.shared);
+        self.door.accept(&self.shared, &self.waits);
     }
 
     /// What is watched.
@@ -122,11 +125,11 @@ impl Drop for Service {
 
 impl Door {
     /// Watches the listener and those who have not said hello; answers when to wake at the latest.
-    fn watch(&self, waits: &mut PollSet) -> Option<Instant> {
+    fn watch(&mut self, waits: &mut PollSet) -> Option<Instant> {
+        self.accept_from = self.accept_from.filter(|from| *from > Instant::now());
+        self.listener_at =
+            self.accept_from.is_none().then(|| waits.watch(self.listener.as_fd(), Interest::Read));
         let mut deadline = self.accept_from;
-        if self.accept_from.is_none() {
-            waits.watch(self.listener.as_fd(), Interest::Read);
-        }
         for (socket, since) in &self.strangers {
             waits.watch(socket.as_fd(), Interest::Read);
             deadline = earlier(deadline, Some(*since + GREETING_TIMEOUT));
@@ -156,9 +159,10 @@ impl Door {
 
     /// Takes in those who have connected, at most as many as have a place: whoever came in this turn is greeted in the
     /// next before it can lose its place again.
-    fn accept(&mut self, shared: &Shared) {
-        self.accept_from = self.accept_from.filter(|from| *from > Instant::now());
-        if self.accept_from.is_some() {
+    ///
+    /// Only if somebody is at the door: Linux makes a whole socket before it finds that there is nobody.
+    fn accept(&mut self, shared: &Shared, waits: &PollSet) {
+        if !self.listener_at.is_some_and(|at| waits.ready(at).any()) {
             return;
         }
         for _ in 0..MAX_STRANGERS {

@@ -22,6 +22,8 @@ use crate::proto::source::{SessionId, Unreadable};
 #[derive(Debug)]
 pub(crate) struct Timer<P: Platform = Linux> {
     shared: Arc<Shared<P>>,
+    /// Where among what is waited for the alarm is.
+    alarm_at: usize,
     watched: Vec<Watched>,
     /// A full ring may be looked at for a while: the thread has nothing else to do.
     lingers: bool,
@@ -52,7 +54,15 @@ const READS_PER_TURN: u32 = 64;
 impl<P: Platform> Timer<P> {
     /// One that `lingers` may spend half a millisecond per turn in looking at a ring that is full; another never waits.
     pub(crate) fn new(shared: Arc<Shared<P>>, lingers: bool) -> Timer<P> {
-        Timer { shared, watched: Vec::new(), lingers, more: false, closed: 0, snapshot: Vec::new() }
+        Timer {
+            shared,
+            alarm_at: 0,
+            watched: Vec::new(),
+            lingers,
+            more: false,
+            closed: 0,
+            snapshot: Vec::new(),
+        }
     }
 
     /// How many links it has given up so far.
@@ -63,7 +73,7 @@ impl<P: Platform> Timer<P> {
     /// Watches all links and the alarm; answers when to wake at the latest, or `None` if the source is closing.
     pub(crate) fn watch(&mut self, waits: &mut P::Waits) -> Option<Option<Instant>> {
         let now = P::now();
-        self.shared.wake.watch(waits);
+        self.alarm_at = self.shared.wake.watch(waits);
         let state = self.shared.lock_for_timer();
         if state.is_closing() {
             return None;
@@ -80,8 +90,10 @@ impl<P: Platform> Timer<P> {
 
     /// Does what is to be done on each link, after a wait.
     pub(crate) fn turn(&mut self, waits: &P::Waits) {
-        // Before anything is looked at: who wakes it from now on has something new.
-        self.shared.wake.clear();
+        // Before anything is looked at: who wakes it from now on has something new. Who has done so since the wait ends the next one.
+        if P::Wake::is_woken(waits, self.alarm_at) {
+            self.shared.wake.clear();
+        }
         self.more = false;
         for at in 0..self.watched.len() {
             let watched = self.watched[at];

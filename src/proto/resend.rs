@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResendPolicy {
     /// How long a change may stay unacknowledged, once it has left the ring, before it is sent again. The check is made
-    /// four times per interval. [`Duration::MAX`] means never.
+    /// four times per interval; twice, if the last one has found nothing unacknowledged. [`Duration::MAX`] means never.
     pub interval: Duration,
     /// The interval doubles with each resend of the same change, up to this.
     pub max_interval: Duration,
@@ -44,6 +44,12 @@ impl ResendPolicy {
     /// The time between two ticks while something is unacknowledged.
     pub(crate) fn tick(&self) -> Duration {
         (self.bounded_interval() / 4).max(Duration::from_millis(1))
+    }
+
+    /// The time from a tick that finds all acknowledged to the next, while changes come and go: each tick costs a wake-up, and none of
+    /// them is likely to find something.
+    pub(crate) fn calm_tick(&self) -> Duration {
+        2 * self.tick()
     }
 
     /// How long a change that was sent again `attempts` times waits for the next.

@@ -454,7 +454,7 @@ impl SourceCore {
         if session.cache.unacked() == 0 {
             // While changes come and go, one more tick costs less than to be asked for the next.
             let is_busy = session.timer.scanned() < next_ordinal;
-            session.timer.clear(next_ordinal, is_busy.then(|| now + policy.tick()));
+            session.timer.clear(next_ordinal, is_busy.then(|| now + policy.calm_tick()));
             session.ticking = is_busy;
             return;
         }

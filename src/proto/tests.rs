@@ -212,6 +212,42 @@ fn a_change_that_keeps_failing_wakes_the_timer_for_its_resends_only() {
 }
 
 #[test]
+fn changes_that_come_and_go_wake_the_timer_now_and_then_and_the_first_that_stays_is_sent_again_in_time() {
+    let policy = ResendPolicy::default();
+    let (interval, tick) = (policy.interval, policy.tick());
+    let mut bench = Bench::new(policy);
+    let serve_until = |bench: &mut Bench, end: Instant| {
+        let (mut wakes, mut sent) = (0, 0);
+        while let Some(wake) = bench.next_wake()
+            && wake <= end
+        {
+            bench.now = bench.now.max(wake);
+            sent += bench.serve();
+            wakes += 1;
+        }
+        bench.now = end;
+        (wakes, sent)
+    };
+    let mut wakes = 0;
+    for n in 0..1000u32 {
+        bench.set(1, &n.to_ne_bytes());
+        bench.pump();
+        bench.core.request_tick(bench.session);
+        bench.ack(bench.sent.len() - 1);
+        let end = bench.now + interval / 100;
+        wakes += serve_until(&mut bench, end).0;
+    }
+    assert!((20..=21).contains(&wakes), "{wakes} wakes within ten intervals");
+
+    bench.set(1, b"never acknowledged");
+    bench.pump();
+    bench.core.request_tick(bench.session);
+    let from = bench.now + interval;
+    assert_eq!(serve_until(&mut bench, from - Duration::from_nanos(1)).1, 0, "sent again too soon");
+    assert_eq!(serve_until(&mut bench, from + 3 * tick).1, 1, "not sent again in time");
+}
+
+#[test]
 fn what_a_tick_has_no_budget_for_waits_for_the_next_tick() {
     let policy =
         ResendPolicy { max_entries_per_message: 1, max_messages_per_tick: 1, ..ResendPolicy::default() };

@@ -145,8 +145,12 @@ impl Alarm<LoomWaits> for LoomAlarm {
         self.kernel.signal(self.own, |heard| heard.rung = false);
     }
 
-    fn watch(&self, waits: &mut LoomWaits) {
-        waits.watch(self.own);
+    fn watch(&self, waits: &mut LoomWaits) -> usize {
+        waits.watch(self.own)
+    }
+
+    fn is_woken(waits: &LoomWaits, at: usize) -> bool {
+        waits.watched[at].1.rung
     }
 }
 
