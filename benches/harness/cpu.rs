@@ -4,6 +4,7 @@
 
 use std::io;
 use std::mem;
+use std::time::Duration;
 
 /// The cpus that this process may run on, lowest first.
 pub(crate) fn allowed() -> Vec<usize> {
@@ -36,21 +37,30 @@ pub(crate) fn pin_all(cpus: &[usize]) {
 }
 
 /// Cpu time that this process has used.
-pub(crate) fn process_time() -> std::time::Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the target is a timespec.
-    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    assert!(outcome == 0, "clock_gettime: {}", io::Error::last_os_error());
-    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+pub(crate) fn process_time() -> Duration {
+    read(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// Cpu time that another process has used, which it need not tell: that would be a part of it.
+pub(crate) fn process_time_of(pid: i32) -> Duration {
+    let mut clock = 0;
+    // SAFETY: the target is a clock's number.
+    let outcome = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    assert!(outcome == 0, "clock_getcpuclockid of {pid}: {}", io::Error::from_raw_os_error(outcome));
+    read(clock)
 }
 
 /// CLOCK_MONOTONIC, which all processes share.
-pub(crate) fn monotonic() -> std::time::Duration {
+pub(crate) fn monotonic() -> Duration {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the target is a timespec.
-    let outcome = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    assert!(outcome == 0, "clock_gettime: {}", io::Error::last_os_error());
-    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    let outcome = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert!(outcome == 0, "clock_gettime of {clock}: {}", io::Error::last_os_error());
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Runs this process only when a cpu has nothing else to do.

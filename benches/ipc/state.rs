@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use shmirror::{Destination, Event, Replica, ResendPolicy, Source, Table, Wait};
 
 use crate::harness::mirror::{self, STOP, SYNCED, TABLE};
@@ -244,63 +243,39 @@ fn memory(cpus: [usize; 2], items: u64) -> f64 {
     bytes as f64 / items as f64
 }
 
-/// What a process has used in a phase.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct Used {
-    cpu: Duration,
-    switches: u64,
-}
-
-impl Used {
-    fn now() -> Used {
-        Used { cpu: cpu::process_time(), switches: cpu::voluntary_switches() }
-    }
-
-    fn since(self, before: Used) -> Used {
-        Used { cpu: self.cpu - before.cpu, switches: self.switches - before.switches }
-    }
-}
-
 /// The share of a cpu that both processes take at 100 changes a second; and how often they wake when nothing happens.
 fn idle(cpus: [usize; 2], seconds: u64) -> Found {
-    const CPU_NS: usize = 3;
-    const SWITCHES: usize = 4;
     let dir = tempfile::tempdir().expect("a directory for the socket");
     let words = Words::new(8);
     let peer = fork_on(&[cpus[1]], || {
         let mut replica = Replica::options().runtime_dir(dir.path()).connect("bench").expect("a replica");
         replica.wait_synced(BOUND).expect("a source");
         words.set(SYNCED, 1);
-        while replica.table(TABLE).get("stop").is_none() {
+        while words.get(STOP) == 0 {
             replica.wait(BOUND).expect("a good link");
-            let Used { cpu, switches } = Used::now();
-            words.set(CPU_NS, cpu.as_nanos() as u64);
-            words.set(SWITCHES, switches);
         }
     });
     cpu::pin(cpus[0]);
     let (source, table) = create(dir.path(), ResendPolicy::default());
     table.ready();
     words.wait_for(SYNCED, 1);
-    let theirs = || {
-        let cpu = Duration::from_nanos(words.get(CPU_NS));
-        Used { cpu, switches: words.get(SWITCHES) }
-    };
+    let used = || [cpu::process_time(), cpu::process_time_of(peer.pid())];
     let mut change = |n: u64| {
         table.set(n % 10, n.to_ne_bytes()).expect("a good value");
         std::thread::sleep(Duration::from_millis(10));
     };
     (0..20).for_each(&mut change);
-    let (start, ours_before, theirs_before) = (Instant::now(), Used::now(), theirs());
+    let (start, [ours_before, theirs_before]) = (Instant::now(), used());
     (0..100 * seconds).for_each(&mut change);
-    let elapsed = start.elapsed();
-    let (ours, of_theirs) = (Used::now().since(ours_before), theirs().since(theirs_before));
+    let (elapsed, [ours, theirs]) = (start.elapsed(), used());
+    let (ours, theirs) = (ours - ours_before, theirs - theirs_before);
 
     std::thread::sleep(Duration::from_millis(200));
-    let quiet = Used::now();
+    let before = cpu::voluntary_switches();
     std::thread::sleep(Duration::from_secs(1));
     // The sleep is one.
-    let woken = Used::now().since(quiet).switches.saturating_sub(1);
+    let woken = (cpu::voluntary_switches() - before).saturating_sub(1);
+    words.set(STOP, 1);
     table.set("stop", "").expect("a good value");
     peer.join();
     drop(source);
@@ -308,10 +283,10 @@ fn idle(cpus: [usize; 2], seconds: u64) -> Found {
     let note = format!(
         "source {:.2} %, destination {:.2} %; two processes with an eventfd and nothing else: {:.2} %; \
          wake-ups of the source in a second without changes: {woken}",
-        percent(ours.cpu),
-        percent(of_theirs.cpu),
+        percent(ours),
+        percent(theirs),
         100.0 * floor::eventfd_at_leisure(cpus, 100, Duration::from_millis(10)),
     );
-    let share = (ours.cpu + of_theirs.cpu).as_secs_f64() / elapsed.as_secs_f64();
+    let share = (ours + theirs).as_secs_f64() / elapsed.as_secs_f64();
     Found { note: Some(note), ..Found::value(share) }
 }
