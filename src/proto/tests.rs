@@ -211,40 +211,50 @@ fn a_change_that_keeps_failing_wakes_the_timer_for_its_resends_only() {
     assert!((10..25).contains(&resends), "{resends} resends in a minute, backing off to one every 5 s");
 }
 
+/// Serves a bench at each of its wakes until then; answers how many these were, and how many records were sent.
+fn serve_until(bench: &mut Bench, end: Instant) -> (usize, usize) {
+    let (mut wakes, mut sent) = (0, 0);
+    while let Some(wake) = bench.next_wake()
+        && wake <= end
+    {
+        bench.now = bench.now.max(wake);
+        sent += bench.serve();
+        wakes += 1;
+    }
+    bench.now = end;
+    (wakes, sent)
+}
+
 #[test]
 fn changes_that_come_and_go_wake_the_timer_now_and_then_and_the_first_that_stays_is_sent_again_in_time() {
     let policy = ResendPolicy::default();
     let (interval, tick) = (policy.interval, policy.tick());
-    let mut bench = Bench::new(policy);
-    let serve_until = |bench: &mut Bench, end: Instant| {
-        let (mut wakes, mut sent) = (0, 0);
-        while let Some(wake) = bench.next_wake()
-            && wake <= end
-        {
-            bench.now = bench.now.max(wake);
-            sent += bench.serve();
-            wakes += 1;
-        }
-        bench.now = end;
-        (wakes, sent)
-    };
-    let mut wakes = 0;
-    for n in 0..1000u32 {
+    let change = |bench: &mut Bench, n: u32| {
         bench.set(1, &n.to_ne_bytes());
-        bench.pump();
+        assert_eq!(bench.pump(), 1);
         bench.core.request_tick(bench.session);
+    };
+    // The one that stays comes at one time or another between two ticks.
+    for come_and_gone in 1000..1050 {
+        let mut bench = Bench::new(policy.clone());
+        bench.set(1, b"new");
+        bench.pump();
         bench.ack(bench.sent.len() - 1);
-        let end = bench.now + interval / 100;
-        wakes += serve_until(&mut bench, end).0;
-    }
-    assert!((20..=21).contains(&wakes), "{wakes} wakes within ten intervals");
+        let mut wakes = 0;
+        for n in 0..come_and_gone {
+            change(&mut bench, n);
+            bench.ack(bench.sent.len() - 1);
+            let end = bench.now + interval / 100;
+            wakes += serve_until(&mut bench, end).0;
+        }
+        assert!((20..=22).contains(&wakes), "{wakes} wakes within ten intervals and a half");
 
-    bench.set(1, b"never acknowledged");
-    bench.pump();
-    bench.core.request_tick(bench.session);
-    let from = bench.now + interval;
-    assert_eq!(serve_until(&mut bench, from - Duration::from_nanos(1)).1, 0, "sent again too soon");
-    assert_eq!(serve_until(&mut bench, from + 3 * tick).1, 1, "not sent again in time");
+        change(&mut bench, u32::MAX);
+        let from = bench.now + interval;
+        let (_, too_soon) = serve_until(&mut bench, from - Duration::from_nanos(1));
+        let (_, in_time) = serve_until(&mut bench, from + 3 * tick);
+        assert_eq!((too_soon, in_time), (0, 1), "sent again, after {come_and_gone} that were acknowledged");
+    }
 }
 
 #[test]
