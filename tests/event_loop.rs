@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use common::{source_options, until};
 use event_loop::{Loop, Pair, dispatch, go_round, update};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use process::{Process, say};
+use nix::time::{ClockId, clock_gettime};
+use process::{Process, heard, say};
 use shmirror::{Batch, Destination, Event, SnapshotFn, Source, ThreadOptions};
 
 const PAIRS: usize = 100;
@@ -171,17 +172,15 @@ fn destination_without_descriptors_left_does_not_spin_and_attaches_when_there_ar
 fn starve(dir: &Path) {
     let mut destination = common::destination(dir);
     let watched = Loop::watching(&destination);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let lowest_free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
-    setrlimit(Resource::RLIMIT_NOFILE, lowest_free as u64, hard).unwrap();
-    let mut errors = 0;
-    let rounds = rounds_within(Duration::from_millis(700), &watched, || {
-        errors += usize::from(destination.dispatch(|_| Ok(())).is_err());
+    without_descriptors(|| {
+        let mut errors = 0;
+        let rounds = rounds_within(Duration::from_millis(700), &watched, || {
+            errors += usize::from(destination.dispatch(|_| Ok(())).is_err());
+        });
+        assert!(errors > 2 && rounds < 100, "{rounds} rounds, {errors} errors");
+        assert!(!destination.is_attached());
+        say("starved");
     });
-    assert!(errors > 2 && rounds < 100, "{rounds} rounds, {errors} errors");
-    assert!(!destination.is_attached());
-    say("starved");
-    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
     until("the source", || {
         watched.wait(10).iter().for_each(|_| _ = destination.dispatch(|_| Ok(())));
         destination.is_all_synced()
@@ -189,11 +188,86 @@ fn starve(dir: &Path) {
     say("synced");
 }
 
+/// Has none left while this is called.
+fn without_descriptors(call: impl FnOnce()) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let lowest_free = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+    setrlimit(Resource::RLIMIT_NOFILE, lowest_free as u64, hard).unwrap();
+    call();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+}
+
+/// Each in a process of its own, as its limit is.
+#[test]
+fn source_without_descriptors_left_does_not_spin_and_takes_a_destination_in_when_there_are_some() {
+    for role in ["starve a source of a loop", "starve a source with a thread"] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut starving = Process::start(role, dir.path());
+        starving.expect("starved");
+        let mut destination = common::destination(dir.path());
+        assert_eq!(destination.try_recv(|event| panic!("{event:?}")).unwrap(), 0, "it knocks");
+        starving.tell("knocked");
+        starving.expect("left alone");
+        common::receive(&mut destination, "the end marker", |_| Ok(()), Destination::is_all_synced);
+        starving.expect("taken in");
+        starving.finish();
+    }
+}
+
+fn starve_source_of_loop(dir: &Path) {
+    let (source, mut driver) = source_options(dir).create_polled("s").unwrap();
+    source.table("t").unwrap().ready();
+    let watched = Loop::watching(&driver);
+    without_descriptors(|| {
+        say("starved");
+        assert_eq!(heard().as_deref(), Some("knocked"));
+        let rounds = rounds_within(Duration::from_millis(700), &watched, || go_round(&mut driver));
+        // It can neither accept nor watch another set, and looks again every 20 ms.
+        assert!((3..100).contains(&rounds), "{rounds} rounds");
+        assert_eq!(source.stats().destinations.len(), 0);
+        say("left alone");
+    });
+    until("the destination", || {
+        watched.wait(10).iter().for_each(|_| go_round(&mut driver));
+        has_taken_in(&source)
+    });
+    say("taken in");
+}
+
+fn starve_source_with_thread(dir: &Path) {
+    let source = source_options(dir).create("s").unwrap();
+    source.table("t").unwrap().ready();
+    without_descriptors(|| {
+        say("starved");
+        until("somebody at the door", || {
+            let error = source.stats().last_error;
+            error.is_some_and(|error| error.starts_with("a destination could not be accepted"))
+        });
+        let before = cpu_time();
+        std::thread::sleep(Duration::from_millis(700));
+        let used = cpu_time() - before;
+        assert!(used < Duration::from_millis(100), "{used:?} of cpu time in 700 ms");
+        say("left alone");
+    });
+    until("the destination", || has_taken_in(&source));
+    say("taken in");
+}
+
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap().into()
+}
+
+fn has_taken_in(source: &Source) -> bool {
+    source.stats().destinations.iter().any(|destination| !destination.replaying && destination.unacked == 0)
+}
+
 #[test]
 #[ignore = "a process of the other tests"]
 fn child() {
     match process::role() {
         Some((role, dir)) if role == "starve" => starve(&dir),
+        Some((role, dir)) if role == "starve a source of a loop" => starve_source_of_loop(&dir),
+        Some((role, dir)) if role == "starve a source with a thread" => starve_source_with_thread(&dir),
         Some((role, _)) => panic!("no such role: {role}"),
         None => {}
     }
