@@ -38,7 +38,7 @@ pub(crate) fn pin_all(cpus: &[usize]) {
 
 /// Cpu time that this process has used.
 pub(crate) fn process_time() -> Duration {
-    read(libc::CLOCK_PROCESS_CPUTIME_ID)
+    time_of(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 /// Cpu time that another process has used, which it need not tell: that would be a part of it.
@@ -47,15 +47,15 @@ pub(crate) fn process_time_of(pid: i32) -> Duration {
     // SAFETY: the target is a clock's number.
     let outcome = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
     assert!(outcome == 0, "clock_getcpuclockid of {pid}: {}", io::Error::from_raw_os_error(outcome));
-    read(clock)
+    time_of(clock)
 }
 
 /// CLOCK_MONOTONIC, which all processes share.
 pub(crate) fn monotonic() -> Duration {
-    read(libc::CLOCK_MONOTONIC)
+    time_of(libc::CLOCK_MONOTONIC)
 }
 
-fn read(clock: libc::clockid_t) -> Duration {
+fn time_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the target is a timespec.
     let outcome = unsafe { libc::clock_gettime(clock, &raw mut time) };

@@ -160,7 +160,8 @@ impl Door {
     /// Takes in those who have connected, at most as many as have a place: whoever came in this turn is greeted in the
     /// next before it can lose its place again.
     ///
-    /// Only if somebody is at the door: Linux makes a whole socket before it finds that there is nobody.
+    /// Only if somebody was seen at the door: Linux makes a whole socket before it finds that there is nobody. After a wait that has failed
+    /// nobody was, and whoever is there waits for the next.
     fn accept(&mut self, shared: &Shared, waits: &PollSet) {
         if !self.listener_at.is_some_and(|at| waits.ready(at).any()) {
             return;
