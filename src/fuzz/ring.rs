@@ -244,14 +244,16 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
         }
         let len = memory.choose(|choices| choices.below(payload.len() as u64 + 1)) as usize;
         let in_run = record_bytes(len) <= producer.runway() && memory.choose(|choices| choices.one_in(2));
+        let at_once = !in_run && memory.choose(|choices| choices.one_in(3));
         ring.begin_call(memory);
-        let outcome = match in_run {
-            true => {
-                saw("written in a run");
-                producer.write_run(std::iter::once(([], [&payload[..len]])));
-                Ok(true)
-            }
-            false => producer.try_write([&payload[..len]]),
+        let outcome = if in_run {
+            saw("written in a run");
+            producer.write_run(std::iter::once(([], [&payload[..len]])));
+            Ok(true)
+        } else if at_once {
+            producer.try_publish_headed([], [&payload[..len]])
+        } else {
+            producer.try_write([&payload[..len]])
         };
         let call = memory.end_call();
         assert!(call.accesses <= MAX_WRITE_ACCESSES, "{} accesses in one call", call.accesses);
@@ -261,6 +263,10 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
                 ring.handle_written(memory.stored().1, len, saw);
                 ring.handle_writes(&call);
                 saw(if ring.missing.is_empty() { "written at once" } else { "to be written later" });
+                if at_once {
+                    ring.handle_published(&Call::default());
+                    saw("published at once");
+                }
             }
             Ok(false) | Err(_) => assert!(call.written.is_empty(), "{:?}", call.written),
         }

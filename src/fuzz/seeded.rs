@@ -108,6 +108,7 @@ fn a_ring_survives_any_garbage_with_bounded_work() {
             "to be written later",
             "padding written",
             "written in a run",
+            "published at once",
             "full",
             "head out of range",
             "head unaligned",

@@ -87,7 +87,7 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() || self.awaits_room {
             return false;
         }
-        let taken = if alone { self.send(frame, policy) } else { self.stage(frame, policy) };
+        let taken = if alone { self.send(frame) } else { self.stage(frame, policy) };
         taken.unwrap_or_else(|error| {
             self.failed = Some(error);
             false
@@ -287,15 +287,17 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(is_written)
     }
 
-    /// As [`stage`](Self::stage), and publishes it in any case.
+    /// Puts a frame in the ring that is a message of its own; `false` if there is no room.
     #[inline(always)]
-    fn send(&mut self, frame: &Frame<'_>, policy: &ResendPolicy) -> Result<bool, LinkError> {
-        let is_written = self.try_write(frame, policy)?;
-        if is_written {
-            self.staged += 1;
-            self.publish()?;
+    fn send(&mut self, frame: &Frame<'_>) -> Result<bool, LinkError> {
+        debug_assert_eq!(self.staged, 0, "whoever stages something publishes it before the lock is free");
+        let (opcode, value) = frame.body();
+        let is_published = self.changes.try_publish_headed(frame.header(), [opcode, value])?;
+        if is_published {
+            self.sent_since_drain += 1;
+            self.ring_if_asleep()?;
         }
-        Ok(is_written)
+        Ok(is_published)
     }
 
     /// Puts a frame in the ring, and publishes before it if it does not fit the message; `false` if there is no room.
@@ -327,7 +329,15 @@ impl<P: Platform> OutgoingLink<P> {
     #[inline(always)]
     fn publish(&mut self) -> Result<(), LinkError> {
         self.sent_since_drain += std::mem::take(&mut self.staged);
-        if self.changes.publish() && self.changes.consumer_must_be_rung() {
+        if self.changes.publish() {
+            self.ring_if_asleep()?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ring_if_asleep(&mut self) -> Result<(), LinkError> {
+        if self.changes.consumer_must_be_rung() {
             self.peer.ring()?;
         }
         Ok(())

@@ -425,10 +425,15 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 }
                 at += 64;
             }
-            while at + 16 <= len {
-                // SAFETY: within what the caller promises.
-                unsafe { copy_one::<[u8; 16]>(from, to, at) };
-                at += 16;
+            // As often as there are such pieces left, less than four times.
+            for piece in [32, 16] {
+                if len & piece != 0 {
+                    for part in 0..piece / 16 {
+                        // SAFETY: within what the caller promises.
+                        unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
+                    }
+                    at += piece;
+                }
             }
             if at < len {
                 // SAFETY: within what the caller promises.

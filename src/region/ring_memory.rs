@@ -116,7 +116,7 @@ impl ProducerMemory for ProducerMapping {
         unsafe { self.own.copy_in_records(offset, most, records) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn prefetch(&self, offset: usize) {
         self.own.prefetch(offset);
     }
@@ -149,7 +149,7 @@ impl Memory for ConsumerMapping {
 }
 
 impl ConsumerMemory for ConsumerMapping {
-    #[inline]
+    #[inline(always)]
     fn copy_out(&self, offset: usize, into: &mut [u8]) {
         self.peer.copy_out(offset, into);
     }

@@ -94,14 +94,8 @@ impl<M: ConsumerMemory> Consumer<M> {
             return Ok(None);
         }
         let mut header = self.next_header()?;
-        if header.kind == Header::PADDING {
-            self.skip_padding(header)?;
-            // Not padding again: this is the ring's start, from where padding to its end would be longer than
-            // a record can be.
-            header = self.next_header()?;
-        }
         if header.kind != Header::RECORD {
-            return Err(RingError::UnknownKind { position: self.position, found: header.kind });
+            header = self.record_behind(header)?;
         }
 
         let len = header.length as usize;
@@ -109,7 +103,7 @@ impl<M: ConsumerMemory> Consumer<M> {
         let words = record_bytes(len) - HEADER_BYTES;
         let words_end = start + words as usize;
         if scratch.len() < words_end {
-            scratch.resize(words_end, 0);
+            grow(scratch, words_end);
         }
         let from = self.geometry.offset(self.position) + HEADER_BYTES as usize;
         self.memory.copy_out(from, &mut scratch[start..words_end]);
@@ -251,6 +245,20 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(header)
     }
 
+    /// The header of the record behind padding; what is neither is an error.
+    #[cold]
+    fn record_behind(&mut self, mut header: Header) -> Result<Header, RingError> {
+        if header.kind == Header::PADDING {
+            self.skip_padding(header)?;
+            // Not padding again: this is the ring's start, from where padding to its end would be longer than a record can be.
+            header = self.next_header()?;
+        }
+        match header.kind {
+            Header::RECORD => Ok(header),
+            found => Err(RingError::UnknownKind { position: self.position, found }),
+        }
+    }
+
     fn skip_padding(&mut self, header: Header) -> Result<(), RingError> {
         let found = record_bytes(header.length as usize);
         let to_end = self.geometry.to_end(self.position);
@@ -329,4 +337,10 @@ impl<M: ConsumerMemory> Consumer<M> {
             RingError::RecordBeyondEnd { position, found, to_end: self.geometry.to_end(position) }
         }
     }
+}
+
+/// Makes a buffer so long.
+#[cold]
+fn grow(scratch: &mut Vec<u8>, len: usize) {
+    scratch.resize(len, 0);
 }

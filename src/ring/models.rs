@@ -93,11 +93,17 @@ fn transfer() {
 
     loom::thread::spawn(move || {
         for (index, len) in LENGTHS.into_iter().enumerate() {
-            while !write(&mut producer, index, len) {
+            let is_last = index + 1 == LENGTHS.len();
+            let payload = payload(index, len);
+            while !if is_last {
+                producer.try_publish_headed([], [&payload]).unwrap()
+            } else {
+                write(&mut producer, index, len)
+            } {
                 loom::thread::yield_now();
             }
             if PUBLISH_AFTER[index] {
-                assert!(producer.publish());
+                assert_eq!(producer.publish(), !is_last);
             }
         }
     });

@@ -137,6 +137,37 @@ impl<M: ProducerMemory> Producer<M> {
         self.try_write_with_care(len, head, pieces)
     }
 
+    /// Writes a record and publishes it, as [`try_write_headed`](Self::try_write_headed) and [`publish`](Self::publish) do; what is staged
+    /// is published with it.
+    ///
+    /// # Errors
+    ///
+    /// As there; then nothing has changed.
+    ///
+    /// # Panics
+    ///
+    /// As there.
+    #[inline(always)]
+    pub(crate) fn try_publish_headed<const H: usize, const N: usize>(
+        &mut self,
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) -> Result<bool, RingError> {
+        let len = payload_bytes(&head, &pieces);
+        let bytes = record_bytes(len);
+        if self.tail == self.published && bytes <= self.runway {
+            self.runway -= bytes;
+            self.write(len, head, pieces);
+            self.publish_tail();
+            return Ok(true);
+        }
+        let is_written = self.try_write_with_care(len, head, pieces)?;
+        if is_written {
+            self.publish();
+        }
+        Ok(is_written)
+    }
+
     /// Stages a record after a look at everything, and finds out until when that is not needed.
     #[inline(never)]
     fn try_write_with_care<const H: usize, const N: usize>(
@@ -268,17 +299,25 @@ impl<M: ProducerMemory> Producer<M> {
         if self.tail == self.published {
             return false;
         }
+        if !self.combined.is_empty() {
+            self.write_combined();
+        }
+        self.combined.close();
+        self.publish_tail();
+        true
+    }
+
+    /// Lets the consumer see all that is written.
+    #[inline(always)]
+    fn publish_tail(&mut self) {
         if self.until_look() == 0 {
             // What comes next is written with care, and looks.
             self.runway = 0;
         }
-        self.write_combined();
-        self.combined.close();
         // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
         // load of the tail, in `Consumer::refresh_tail`.
         self.memory.store_own(Word::Cursor, self.tail, Release);
         self.published = self.tail;
-        true
     }
 
     /// Looks at the consumer's cursor: everything below the returned position has left the ring.

@@ -28,6 +28,39 @@ fn staged_records_are_unseen_until_published() {
 }
 
 #[test]
+fn record_that_is_published_at_once_is_seen_and_what_was_staged_before_it() {
+    let (mut producer, mut consumer) = ring(256);
+    for staged in [0, 0, 0, 1, 2, 0, 0, 3] {
+        for record in 0..staged {
+            assert!(write(&mut producer, &[record; 3]));
+        }
+        assert_eq!(producer.try_publish_headed([[9; 8]], [&[8], &[7]]), Ok(true));
+        assert_eq!(producer.staged_bytes(), 0);
+        assert!(!producer.publish(), "nothing is staged any more");
+        for record in 0..staged {
+            assert_eq!(read(&mut consumer), Ok(Some(vec![record; 3])));
+        }
+        assert_eq!(read(&mut consumer), Ok(Some(vec![9, 9, 9, 9, 9, 9, 9, 9, 8, 7])));
+        assert_eq!(read(&mut consumer), Ok(None));
+        consumer.release();
+    }
+}
+
+#[test]
+fn record_that_finds_no_room_to_be_published_at_once_leaves_everything_as_it_was() {
+    let (mut producer, mut consumer) = ring(64);
+    while producer.try_publish_headed([], [&[1; 8]]).unwrap() {}
+    assert_eq!(producer.written(), 64);
+    for _ in 0..4 {
+        assert_eq!(read(&mut consumer), Ok(Some(vec![1; 8])));
+    }
+    assert_eq!(read(&mut consumer), Ok(None));
+    consumer.release();
+    assert_eq!(producer.try_publish_headed([], [&[2; 8]]), Ok(true));
+    assert_eq!(read(&mut consumer), Ok(Some(vec![2; 8])));
+}
+
+#[test]
 fn messages_arrive_whole_however_many_records_they_have() {
     const CAPACITY: u64 = 1 << 16;
     let (mut producer, mut consumer) = ring(CAPACITY);
@@ -568,7 +601,12 @@ pub(crate) fn arrive_at_a_polling_consumer(
         let mut random = Random::new(SEED);
         for _ in 0..RECORDS {
             let payload = random_payload(&mut random, producer.max_payload());
-            if record_bytes(payload.len()) <= producer.runway() && payload.len().is_multiple_of(3) {
+            if payload.len() % 3 == 1 {
+                while !producer.try_publish_headed([], [&payload]).unwrap() {
+                    producer.publish();
+                    thread::yield_now();
+                }
+            } else if record_bytes(payload.len()) <= producer.runway() && payload.len().is_multiple_of(3) {
                 write_run(&mut producer, &[&payload]);
             } else {
                 while !write(&mut producer, &payload) {

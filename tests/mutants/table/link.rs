@@ -138,7 +138,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a change that is made alone is not published",
         file: "link/outgoing.rs",
-        edits: &[("self.staged += 1; «self.publish()?;»", "")],
+        edits: &[("self.changes.«try_publish_headed»(", "try_write_headed")],
     },
     Mutant {
         fault: "a dead destination stays",

@@ -12,8 +12,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "the tail is stored before what was combined is in the ring",
         file: "ring/producer.rs",
         edits: &[
-            ("«self.write_combined();» self.combined.close(); // Publishes the staged", ""),
-            ("«self.published = self.tail;» true", "{ self.published = self.tail; self.write_combined(); }"),
+            ("«self.write_combined();» } self.combined.close(); self.publish_tail();", ""),
+            ("«self.publish_tail();» true", "{ self.publish_tail(); self.write_combined(); }"),
         ],
     },
     Mutant {
@@ -40,7 +40,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[
             ("«self.memory.store_own(Word::Start, self.tail, Relaxed);»", "()"),
             (
-                "self.published = self.tail; «true»",
+                "self.publish_tail(); «true»",
                 "{ self.memory.store_own(Word::Start, self.kept_from, Relaxed); true }",
             ),
         ],
