@@ -65,16 +65,14 @@ impl Inline {
 /// Up to 24 bytes, in words, with zeroes behind them.
 #[inline]
 pub(super) fn words_of(bytes: &[u8]) -> Words {
-    [word_at(bytes, 0), word_at(bytes, 8), word_at(bytes, 16)]
-}
-
-/// The word at this place, with zeroes in place of what is not there.
-#[inline]
-fn word_at(bytes: &[u8], at: usize) -> u64 {
-    let rest = bytes.get(at..).unwrap_or(&[]);
-    match rest.first_chunk() {
-        Some(word) => u64::from_le_bytes(*word),
-        None => short_word(rest),
+    let (whole, rest) = bytes.as_chunks();
+    let last = if rest.is_empty() { 0 } else { short_word(rest) };
+    let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+    match whole {
+        [] => [last, 0, 0],
+        [first] => [word(first), last, 0],
+        [first, second] => [word(first), word(second), last],
+        [first, second, third, ..] => [word(first), word(second), word(third)],
     }
 }
 
