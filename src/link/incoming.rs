@@ -114,13 +114,15 @@ impl<P: Platform> IncomingLink<P> {
             if self.batch.len() > 1 {
                 core.prefetch(self.batch.iter().map(|record| &self.scratch[record.clone()]));
             }
-            for at in 0..self.batch.len() {
-                let record = &self.scratch[self.batch[at].clone()];
+            let batch = std::mem::take(&mut self.batch);
+            for range in &batch {
+                let record = &self.scratch[range.clone()];
                 since_ring += record.len() as u64;
                 match &mut self.kept {
                     None => core.handle_record(record, &mut *handler)?,
-                    Some(kept) => core
-                        .handle_record(record, |event| kept.hand_over(event, self.batch[at].end, handler))?,
+                    Some(kept) => {
+                        core.handle_record(record, |event| kept.hand_over(event, range.end, handler))?;
+                    }
                 }
                 consumed += 1;
                 if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
@@ -132,6 +134,7 @@ impl<P: Platform> IncomingLink<P> {
                     self.ring_for_room()?;
                 }
             }
+            self.batch = batch;
         }
         if consumed > 0 {
             self.send_acks(core)?;

@@ -107,6 +107,17 @@ pub(super) struct Received<'a> {
     pub(super) ordinal: u64,
 }
 
+/// Replaces a value by one of another length.
+#[inline(never)]
+fn resize(kept: &mut ValueBytes, value: &[u8]) {
+    if value.len() <= kept.inline_size() && !kept.spilled() {
+        kept.clear();
+        kept.extend_from_slice(value);
+    } else {
+        *kept = ValueBytes::from_slice(value);
+    }
+}
+
 impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
@@ -185,18 +196,15 @@ impl Records {
     }
 
     /// Replaces the value at a place, if values are kept.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set_value(&mut self, place: usize, value: &[u8]) {
         let Places::Valued(places) = &mut self.places else { return };
         let kept = &mut places[place].value;
         let bytes = &mut kept[..];
         if bytes.len() == value.len() {
             bytes.copy_from_slice(value);
-        } else if value.len() <= kept.inline_size() && !kept.spilled() {
-            kept.clear();
-            kept.extend_from_slice(value);
         } else {
-            *kept = ValueBytes::from_slice(value);
+            resize(kept, value);
         }
     }
 
