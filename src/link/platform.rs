@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::DerefMut;
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use super::peer::LinuxPeer;
@@ -175,6 +175,34 @@ pub(crate) struct StdLock<T> {
     told: Condvar,
 }
 
+/// How often one that finds the lock taken gives way to others before it sleeps.
+const YIELDS_TO_HOLDER: u32 = 3;
+
+impl<T> StdLock<T> {
+    #[inline]
+    fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.value.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whoever looked at the lock all the time would take it as soon as it is free, and with it, each time, the cache lines of all
+    /// that is under it from the one that is about to take it again. One that gives way finds it free after several such times; and
+    /// if there are more threads than cpus, a destination has the cpu meanwhile, which needs it more.
+    #[cold]
+    fn lock_behind_another(&self) -> MutexGuard<'_, T> {
+        for _ in 0..YIELDS_TO_HOLDER {
+            Linux::yield_now();
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+        }
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T: Debug> Lock<T> for StdLock<T> {
     type Guard<'a>
         = MutexGuard<'a, T>
@@ -187,7 +215,7 @@ impl<T: Debug> Lock<T> for StdLock<T> {
 
     #[inline]
     fn lock(&self) -> MutexGuard<'_, T> {
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+        self.try_lock().unwrap_or_else(|| self.lock_behind_another())
     }
 
     fn wait_until<'a>(&'a self, guard: MutexGuard<'a, T>, deadline: Instant) -> MutexGuard<'a, T> {
@@ -197,5 +225,43 @@ impl<T: Debug> Lock<T> for StdLock<T> {
 
     fn notify_all(&self) {
         self.told.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_find_the_lock_taken_get_it_once_it_is_free_whatever_became_of_an_earlier_holder() {
+        let lock = StdLock::new(0u32);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = lock.lock();
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        let held = lock.lock();
+        let (starts, started) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (lock, starts) = (&lock, starts.clone());
+                scope.spawn(move || {
+                    starts.send(()).unwrap();
+                    for _ in 0..10_000 {
+                        *lock.lock() += 1;
+                    }
+                });
+            }
+            started.iter().take(4).for_each(drop);
+            // Mostly long enough for all of them to give up giving way. It is as good if they have not.
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(*held, 0);
+            drop(held);
+        });
+        assert_eq!(*lock.lock(), 40_000);
     }
 }
