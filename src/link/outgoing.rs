@@ -287,7 +287,7 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(is_written)
     }
 
-    /// Puts a frame in the ring that is a message of its own; `false` if there is no room.
+    /// Publishes a frame as a message of its own, and rings the destination if it sleeps; `false` if there is no room.
     #[inline(always)]
     fn send(&mut self, frame: &Frame<'_>) -> Result<bool, LinkError> {
         debug_assert_eq!(self.staged, 0, "whoever stages something publishes it before the lock is free");
@@ -335,6 +335,7 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(())
     }
 
+    /// Rings the destination if it sleeps, after something was published.
     #[inline(always)]
     fn ring_if_asleep(&mut self) -> Result<(), LinkError> {
         if self.changes.consumer_must_be_rung() {

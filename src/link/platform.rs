@@ -31,7 +31,7 @@ pub(crate) trait Platform: Debug + Sized + 'static {
     /// What publishers and the timer thread share, one at a time.
     type Lock<T: Debug>: Lock<T>;
 
-    /// How often a flush looks for acks without giving way to others.
+    /// How often a flush looks for acks without giving way to others, unless one of them has the lock.
     const SPINS_BEFORE_FLUSH: u32;
 
     fn now() -> Instant;
@@ -109,6 +109,12 @@ pub(crate) trait Lock<T>: Debug {
 
     fn lock(&self) -> Self::Guard<'_>;
 
+    /// As [`Lock::lock`], for those who take it all the time: one that finds it taken lets others go before it.
+    #[inline]
+    fn lock_giving_way(&self) -> Self::Guard<'_> {
+        self.lock()
+    }
+
     /// Lets go of the lock until [`Lock::notify_all`] or the deadline, or for no reason.
     fn wait_until<'a>(&'a self, guard: Self::Guard<'a>, deadline: Instant) -> Self::Guard<'a>;
 
@@ -175,7 +181,7 @@ pub(crate) struct StdLock<T> {
     told: Condvar,
 }
 
-/// How often one that finds the lock taken gives way to others before it sleeps.
+/// How often one that finds the lock taken gives way to others before it waits for it.
 const YIELDS_TO_HOLDER: u32 = 3;
 
 impl<T> StdLock<T> {
@@ -188,9 +194,10 @@ impl<T> StdLock<T> {
         }
     }
 
-    /// Whoever looked at the lock all the time would take it as soon as it is free, and with it, each time, the cache lines of all
-    /// that is under it from the one that is about to take it again. One that gives way finds it free after several such times; and
-    /// if there are more threads than cpus, a destination has the cpu meanwhile, which needs it more.
+    /// Gives way to others, and then waits as the mutex does: it looks at it for a moment, and sleeps.
+    ///
+    /// Whoever only looked would take the lock in between two changes of the one that has it, and each time the cache lines of all
+    /// that is under it. And if there are more busy threads than cpus, a destination can have the cpu meanwhile, which needs it more.
     #[cold]
     fn lock_behind_another(&self) -> MutexGuard<'_, T> {
         for _ in 0..YIELDS_TO_HOLDER {
@@ -213,8 +220,12 @@ impl<T: Debug> Lock<T> for StdLock<T> {
         Self { value: Mutex::new(value), told: Condvar::new() }
     }
 
-    #[inline]
     fn lock(&self) -> MutexGuard<'_, T> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn lock_giving_way(&self) -> MutexGuard<'_, T> {
         self.try_lock().unwrap_or_else(|| self.lock_behind_another())
     }
 
@@ -244,7 +255,7 @@ mod tests {
             panic!("on purpose");
         }));
         assert!(panicked.is_err());
-        let held = lock.lock();
+        let held = lock.try_lock().expect("nobody has it");
         let (starts, started) = mpsc::channel();
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -252,7 +263,7 @@ mod tests {
                 scope.spawn(move || {
                     starts.send(()).unwrap();
                     for _ in 0..10_000 {
-                        *lock.lock() += 1;
+                        *lock.lock_giving_way() += 1;
                     }
                 });
             }

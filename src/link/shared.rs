@@ -99,7 +99,7 @@ impl<P: Platform> Shared<P> {
         if self.timer_waits.load(Relaxed) {
             self.let_timer_pass();
         }
-        self.state.lock()
+        self.state.lock_giving_way()
     }
 
     #[cold]
@@ -113,7 +113,7 @@ impl<P: Platform> Shared<P> {
         }
     }
 
-    /// The lock, for the timer thread.
+    /// The lock, for the timer thread, which does not give way: publishers let it pass, and wait for it meanwhile.
     pub(super) fn lock_for_timer(&self) -> Guard<'_, P> {
         // Relaxed, both: as in `lock`.
         self.timer_waits.store(true, Relaxed);

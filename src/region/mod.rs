@@ -425,14 +425,14 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 }
                 at += 64;
             }
-            // As often as there are such pieces left, less than four times.
-            for piece in [32, 16] {
-                if len & piece != 0 {
-                    for part in 0..piece / 16 {
+            // Each of these bits of the length says whether so many bytes are left.
+            for bytes in [32, 16] {
+                if len & bytes != 0 {
+                    for part in 0..bytes / 16 {
                         // SAFETY: within what the caller promises.
                         unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
                     }
-                    at += piece;
+                    at += bytes;
                 }
             }
             if at < len {

@@ -274,7 +274,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     fn refresh_tail(&mut self) -> Result<(), RingError> {
         // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
         let found = self.memory.load_peer(Word::Cursor);
-        // Acquires the records below the tail; its partner is the Release store in `Producer::publish`.
+        // Acquires the records below the tail; its partner is the Release store in `Producer::publish_tail`.
         self.memory.fence(Acquire);
         if found == self.position {
             // Whoever looks again finds the record at hand with the tail, and does not wait for the one after the other.

@@ -26,6 +26,11 @@ fn second_lap_overwrites_only_what_was_read() {
 }
 
 #[test]
+fn records_are_published_one_by_one() {
+    explore(8, one_by_one);
+}
+
+#[test]
 fn ring_that_ran_empty_begins_anew() {
     explore(8, begin_anew);
 }
@@ -93,17 +98,11 @@ fn transfer() {
 
     loom::thread::spawn(move || {
         for (index, len) in LENGTHS.into_iter().enumerate() {
-            let is_last = index + 1 == LENGTHS.len();
-            let payload = payload(index, len);
-            while !if is_last {
-                producer.try_publish_headed([], [&payload]).unwrap()
-            } else {
-                write(&mut producer, index, len)
-            } {
+            while !write(&mut producer, index, len) {
                 loom::thread::yield_now();
             }
             if PUBLISH_AFTER[index] {
-                assert_eq!(producer.publish(), !is_last);
+                assert!(producer.publish());
             }
         }
     });
@@ -117,6 +116,28 @@ fn transfer() {
         if RELEASE_AFTER[index] {
             assert!(consumer.release());
         }
+    }
+    assert_eq!(consumer.is_empty(), Ok(true));
+}
+
+/// Three records, each published as it is written: the second has a runway, and goes without a look at anything. Nobody sleeps.
+fn one_by_one() {
+    const LENGTHS: [usize; 3] = [5, 8, 3];
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
+
+    loom::thread::spawn(move || {
+        for (index, len) in LENGTHS.into_iter().enumerate() {
+            assert_eq!(producer.runway() >= record_bytes(len), index == 1);
+            assert!(producer.try_publish_headed([], [&payload(index, len)]).unwrap(), "three records fit");
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for (index, len) in LENGTHS.into_iter().enumerate() {
+        while !read(&mut consumer, &mut scratch, index, len) {
+            loom::thread::yield_now();
+        }
+        consumer.release();
     }
     assert_eq!(consumer.is_empty(), Ok(true));
 }

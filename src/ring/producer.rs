@@ -11,8 +11,8 @@ use super::memory::{ProducerMemory, Word, payload_bytes};
 /// The writing end of a ring.
 ///
 /// Records are staged by [`try_write_headed`](Self::try_write_headed) or [`write_run`](Self::write_run) and seen by the consumer after
-/// [`publish`](Self::publish); then [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it
-/// sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
+/// [`publish`](Self::publish); [`try_publish_headed`](Self::try_publish_headed) does both with one. Then
+/// [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
 /// [`has_room_for`](Self::has_room_for) once more, sleep, [`stop_waiting`](Self::stop_waiting), try again.
 #[derive(Debug)]
 pub(crate) struct Producer<M> {
@@ -238,7 +238,7 @@ impl<M: ProducerMemory> Producer<M> {
     #[inline(always)]
     fn write<const H: usize, const N: usize>(&mut self, len: usize, head: [[u8; 8]; H], pieces: [&[u8]; N]) {
         // Beyond the published tail the consumer does not read, so the order of these writes does not matter: the store of the
-        // tail in `publish` comes after all of them.
+        // tail in `publish_tail` comes after all of them.
         let header = Header::record(len).to_bytes();
         self.memory.copy_in_record(self.geometry.offset(self.tail), header, head, pieces);
         self.tail = self.tail.wrapping_add(record_bytes(len));
@@ -299,9 +299,7 @@ impl<M: ProducerMemory> Producer<M> {
         if self.tail == self.published {
             return false;
         }
-        if !self.combined.is_empty() {
-            self.write_combined();
-        }
+        self.write_combined();
         self.combined.close();
         self.publish_tail();
         true
@@ -331,7 +329,7 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Whether the consumer sleeps and must be rung for what was published: once per wait of the consumer. To
-    /// be called after [`publish`](Self::publish); a call costs a full fence.
+    /// be called after something was published; a call costs a full fence.
     #[inline]
     pub(crate) fn consumer_must_be_rung(&mut self) -> bool {
         self.handshake.peer_must_be_rung(&self.memory)
@@ -355,7 +353,7 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Copies what was combined to where it belongs: before the tail.
-    #[inline]
+    #[inline(always)]
     fn write_combined(&mut self) {
         if !self.combined.is_empty() {
             let combined = self.combined.take();
@@ -390,7 +388,7 @@ impl<M: ProducerMemory> Producer<M> {
         if self.head == self.tail {
             self.tail = self.tail.wrapping_add(self.geometry.to_end(self.tail));
             self.kept_from = self.tail;
-            // Relaxed: the consumer reads it behind the tail that is stored next, in `publish`, and until then nothing is
+            // Relaxed: the consumer reads it behind the tail that is stored next, in `publish_tail`, and until then nothing is
             // there that it could read.
             self.memory.store_own(Word::Start, self.tail, Relaxed);
         }

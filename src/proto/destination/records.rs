@@ -107,17 +107,6 @@ pub(super) struct Received<'a> {
     pub(super) ordinal: u64,
 }
 
-/// Replaces a value by one of another length.
-#[inline(never)]
-fn resize(kept: &mut ValueBytes, value: &[u8]) {
-    if value.len() <= kept.inline_size() && !kept.spilled() {
-        kept.clear();
-        kept.extend_from_slice(value);
-    } else {
-        *kept = ValueBytes::from_slice(value);
-    }
-}
-
 impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
@@ -204,7 +193,7 @@ impl Records {
         if bytes.len() == value.len() {
             bytes.copy_from_slice(value);
         } else {
-            resize(kept, value);
+            replace(kept, value);
         }
     }
 
@@ -279,6 +268,17 @@ impl Records {
             Places::Valued(places) => places.swap_remove(place).entry.record,
             Places::Bare(places) => places.swap_remove(place).record,
         }
+    }
+}
+
+/// Replaces a value by one of another length.
+#[inline(never)]
+fn replace(kept: &mut ValueBytes, value: &[u8]) {
+    if value.len() <= kept.inline_size() && !kept.spilled() {
+        kept.clear();
+        kept.extend_from_slice(value);
+    } else {
+        *kept = ValueBytes::from_slice(value);
     }
 }
 

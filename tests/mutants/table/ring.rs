@@ -12,9 +12,17 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "the tail is stored before what was combined is in the ring",
         file: "ring/producer.rs",
         edits: &[
-            ("«self.write_combined();» } self.combined.close(); self.publish_tail();", ""),
+            ("«self.write_combined();» self.combined.close(); self.publish_tail();", ""),
             ("«self.publish_tail();» true", "{ self.publish_tail(); self.write_combined(); }"),
         ],
+    },
+    Mutant {
+        fault: "the tail is stored before a record that is published at once is in the ring",
+        file: "ring/producer.rs",
+        edits: &[(
+            "«self.write(len, head, pieces);» self.publish_tail();",
+            "{ self.memory.store_own(Word::Cursor, self.tail.wrapping_add(bytes), Release); self.write(len, head, pieces); }",
+        )],
     },
     Mutant {
         fault: "no Acquire behind the load of the tail: records may be read before they were written",
