@@ -138,7 +138,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a change that is made alone is not published",
         file: "link/outgoing.rs",
-        edits: &[("self.changes.«try_publish_headed»(", "try_write_headed")],
+        edits: &[(
+            "«self.changes.try_publish_headed(frame.header(), [opcode, value])?»",
+            "self.changes.try_write_headed(frame.header(), [opcode, value])?",
+        )],
     },
     Mutant {
         fault: "a dead destination stays",
