@@ -132,14 +132,7 @@ fn one_by_one() {
         }
     });
 
-    let mut scratch = Vec::new();
-    for (index, len) in LENGTHS.into_iter().enumerate() {
-        while !read(&mut consumer, &mut scratch, index, len) {
-            loom::thread::yield_now();
-        }
-        consumer.release();
-    }
-    assert_eq!(consumer.is_empty(), Ok(true));
+    read_one_by_one(&mut consumer, &LENGTHS);
 }
 
 /// Nine records of a quarter of the ring each, the first four there to begin with, released one by one: each place is
@@ -162,14 +155,7 @@ fn begin_anew() {
         }
     });
 
-    let mut scratch = Vec::new();
-    for (index, len) in LENGTHS.into_iter().enumerate() {
-        while !read(&mut consumer, &mut scratch, index, len) {
-            loom::thread::yield_now();
-        }
-        consumer.release();
-    }
-    assert_eq!(consumer.is_empty(), Ok(true));
+    read_one_by_one(&mut consumer, &LENGTHS);
 }
 
 /// The consumer sleeps whenever it finds the ring empty; the ring never fills.
@@ -373,6 +359,18 @@ fn write(producer: &mut Producer<LoomMemory>, index: usize, len: usize) -> bool 
         return true;
     }
     producer.try_write([front, back]).unwrap()
+}
+
+/// Reads records of these lengths, each released by itself, and polls meanwhile; behind them there is nothing.
+fn read_one_by_one(consumer: &mut Consumer<LoomMemory>, lengths: &[usize]) {
+    let mut scratch = Vec::new();
+    for (index, &len) in lengths.iter().enumerate() {
+        while !read(consumer, &mut scratch, index, len) {
+            loom::thread::yield_now();
+        }
+        consumer.release();
+    }
+    assert_eq!(consumer.is_empty(), Ok(true));
 }
 
 /// Reads a record and checks that it is number `index`; `false` if the ring is empty.

@@ -10,10 +10,11 @@ use super::memory::{ProducerMemory, Word, payload_bytes};
 
 /// The writing end of a ring.
 ///
-/// Records are staged by [`try_write_headed`](Self::try_write_headed) or [`write_run`](Self::write_run) and seen by the consumer after
-/// [`publish`](Self::publish); [`try_publish_headed`](Self::try_publish_headed) does both with one. Then
-/// [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it sleeps. When the ring is full: publish, [`start_waiting`](Self::start_waiting), check
-/// [`has_room_for`](Self::has_room_for) once more, sleep, [`stop_waiting`](Self::stop_waiting), try again.
+/// Records are staged by [`try_write_headed`](Self::try_write_headed) or [`write_run`](Self::write_run) and seen by the
+/// consumer after [`publish`](Self::publish); [`try_publish_headed`](Self::try_publish_headed) does both with one. Then
+/// [`consumer_must_be_rung`](Self::consumer_must_be_rung) says whether it sleeps. When the ring is full: publish,
+/// [`start_waiting`](Self::start_waiting), check [`has_room_for`](Self::has_room_for) once more, sleep,
+/// [`stop_waiting`](Self::stop_waiting), try again.
 #[derive(Debug)]
 pub(crate) struct Producer<M> {
     memory: M,
@@ -129,9 +130,7 @@ impl<M: ProducerMemory> Producer<M> {
             self.tail = self.tail.wrapping_add(bytes);
             return Ok(true);
         }
-        if self.tail == self.published && bytes <= self.runway {
-            self.runway -= bytes;
-            self.write(len, head, pieces);
+        if self.write_on_runway(len, head, pieces) {
             return Ok(true);
         }
         self.try_write_with_care(len, head, pieces)
@@ -154,10 +153,7 @@ impl<M: ProducerMemory> Producer<M> {
         pieces: [&[u8]; N],
     ) -> Result<bool, RingError> {
         let len = payload_bytes(&head, &pieces);
-        let bytes = record_bytes(len);
-        if self.tail == self.published && bytes <= self.runway {
-            self.runway -= bytes;
-            self.write(len, head, pieces);
+        if self.write_on_runway(len, head, pieces) {
             self.publish_tail();
             return Ok(true);
         }
@@ -166,6 +162,23 @@ impl<M: ProducerMemory> Producer<M> {
             self.publish();
         }
         Ok(is_written)
+    }
+
+    /// Writes the first record of a message, if the runway is long enough: then nothing is to be looked at.
+    #[inline(always)]
+    fn write_on_runway<const H: usize, const N: usize>(
+        &mut self,
+        len: usize,
+        head: [[u8; 8]; H],
+        pieces: [&[u8]; N],
+    ) -> bool {
+        let bytes = record_bytes(len);
+        let may_go = self.tail == self.published && bytes <= self.runway;
+        if may_go {
+            self.runway -= bytes;
+            self.write(len, head, pieces);
+        }
+        may_go
     }
 
     /// Stages a record after a look at everything, and finds out until when that is not needed.

@@ -20,7 +20,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "the tail is stored before a record that is published at once is in the ring",
         file: "ring/producer.rs",
         edits: &[(
-            "«self.write(len, head, pieces);» self.publish_tail();",
+            "self.runway -= bytes; «self.write(len, head, pieces);»",
             "{ self.memory.store_own(Word::Cursor, self.tail.wrapping_add(bytes), Release); self.write(len, head, pieces); }",
         )],
     },
