@@ -419,21 +419,20 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         16.. => {
             let mut at = 0;
             while at + 64 <= len {
-                for part in 0..4 {
-                    // SAFETY: within what the caller promises.
-                    unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
-                }
+                // SAFETY: within what the caller promises.
+                unsafe { copy_pieces::<4>(from, to, at) };
                 at += 64;
             }
-            // Each of these bits of the length says whether so many bytes are left.
-            for bytes in [32, 16] {
-                if len & bytes != 0 {
-                    for part in 0..bytes / 16 {
-                        // SAFETY: within what the caller promises.
-                        unsafe { copy_one::<[u8; 16]>(from, to, at + part * 16) };
-                    }
-                    at += bytes;
-                }
+            // These bits of the length say whether so many bytes are left.
+            if len & 32 != 0 {
+                // SAFETY: within what the caller promises.
+                unsafe { copy_pieces::<2>(from, to, at) };
+                at += 32;
+            }
+            if len & 16 != 0 {
+                // SAFETY: within what the caller promises.
+                unsafe { copy_pieces::<1>(from, to, at) };
+                at += 16;
             }
             if at < len {
                 // SAFETY: within what the caller promises.
@@ -462,6 +461,18 @@ unsafe fn copy_ends<T>(from: *const u8, to: *mut u8, len: usize) {
     unsafe { copy_one::<T>(from, to, 0) };
     // SAFETY: within what the caller promises.
     unsafe { copy_one::<T>(from, to, len - size_of::<T>()) };
+}
+
+/// Copies so many pieces of 16 bytes.
+///
+/// # Safety
+/// As for [`copy`], `at` and the pieces behind it being within its bytes.
+#[inline(always)]
+unsafe fn copy_pieces<const PIECES: usize>(from: *const u8, to: *mut u8, at: usize) {
+    for piece in 0..PIECES {
+        // SAFETY: within what the caller promises.
+        unsafe { copy_one::<[u8; 16]>(from, to, at + 16 * piece) };
+    }
 }
 
 /// # Safety
