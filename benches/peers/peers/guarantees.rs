@@ -86,6 +86,23 @@ pub(crate) const RTRB: Guarantees = Guarantees {
            gives the record back.",
 };
 
+/// Of Aeron 1.54's sources in C, as rusteron-media-driver has them: a publication's limit is the least position of its subscribers
+/// and a window (`aeron_ipc_publication_update_pub_pos_and_lmt`, aeron-driver/src/main/c/aeron_ipc_publication.c), but for one that
+/// is not tethered and is left behind; a new one begins at the newest position (`aeron_ipc_publication_join_position`). A client that
+/// is not heard of for 10 s is dead (`AERON_CLIENT_LIVENESS_TIMEOUT_NS_DEFAULT`, aeron_driver_context.c).
+#[cfg(feature = "aeron")]
+pub(crate) const AERON: Guarantees = Guarantees {
+    acked: "no",
+    slow_reader: "writer waits",
+    newest: "no",
+    late_reader: "no",
+    killed: "cleaned up",
+    note: "a stream of messages, which has a driver, a third process, without which nothing works. The writer waits for the slowest \
+           subscriber, unless that may be left behind (not tethered); one that comes late begins with what is new, and gets older \
+           messages from Aeron Archive only (not measured). What a killed process held is cleaned up ten seconds later, and until \
+           then a dead subscriber makes the writer wait, too.",
+};
+
 /// A socket of kind `SOCK_SEQPACKET`, written to with a blocking `sendmsg` (src/platform/unix/mod.rs); the receiver gets
 /// `IpcError::Disconnected` when all senders are gone (src/error.rs).
 pub(crate) const IPC_CHANNEL: Guarantees = Guarantees {

@@ -8,6 +8,8 @@
 //!
 //! `cargo run --release --bin peers -- --help` says how to choose.
 
+#[cfg(feature = "aeron")]
+mod aeron;
 mod crates;
 mod direction;
 mod futex;
@@ -76,8 +78,9 @@ fn main() -> ExitCode {
     };
     let (chosen, missing) = choose(&options.only);
     if chosen.is_empty() {
+        missing.iter().for_each(|missing| eprintln!("{missing}"));
         let ids: Vec<_> = peers::all().iter().map(|peer| peer.id).collect();
-        eprintln!("no such means; there are {}", ids.join(", "));
+        eprintln!("nothing to measure; there are {}", ids.join(", "));
         return ExitCode::FAILURE;
     }
     let _scratch = match Scratch::new() {
@@ -137,15 +140,21 @@ fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) ->
 const FLOOR_ROUND_TRIPS: u64 = 20_000;
 
 /// The peers that are to be measured and can be, and why others cannot.
-fn choose(only: &[String]) -> (Vec<Peer>, Vec<String>) {
-    let wanted = |peer: &Peer| only.is_empty() || only.iter().any(|prefix| peer.id.starts_with(prefix));
-    let mut chosen: Vec<Peer> = peers::all().into_iter().filter(wanted).collect();
-    let before = chosen.len();
-    chosen.retain(|peer| peer.id != peers::REDIS || redis::version().is_some());
-    let text =
-        "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).";
-    let missing = (chosen.len() < before).then(|| text.to_owned());
-    (chosen, missing.into_iter().collect())
+fn choose(only: &[String]) -> (Vec<Peer>, Vec<&'static str>) {
+    let is_wanted = |id: &str| only.is_empty() || only.iter().any(|prefix| id.starts_with(prefix));
+    let mut chosen = peers::all();
+    chosen.retain(|peer| is_wanted(peer.id));
+    let mut missing = Vec::new();
+    if is_wanted(peers::REDIS) && redis::version().is_none() {
+        chosen.retain(|peer| peer.id != peers::REDIS);
+        missing.push(
+            "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).",
+        );
+    }
+    if is_wanted(peers::AERON) && !cfg!(feature = "aeron") {
+        missing.push("Aeron was not measured: README.md says what `--features aeron` needs.");
+    }
+    (chosen, missing)
 }
 
 /// A cell that was not measured yet.

@@ -53,8 +53,9 @@ pub(crate) struct Outcome {
 pub(crate) const CACHE_LINE: &str = "the cache line";
 pub(crate) const EVENTFD: &str = "an eventfd";
 
-/// The one that needs something installed.
+/// Those that need something installed.
 pub(crate) const REDIS: &str = "redis";
+pub(crate) const AERON: &str = "aeron";
 
 /// As everywhere in the benches of shmirror.
 const OPCODES: u64 = 1000;
@@ -75,6 +76,14 @@ const REDIS_SHARE: u64 = 50;
 pub(crate) fn all() -> Vec<Peer> {
     let mut peers = shmirror();
     peers.extend(crates());
+    #[cfg(feature = "aeron")]
+    peers.push(peer(
+        AERON,
+        "Aeron IPC, spinning",
+        Some(&guarantees::AERON),
+        [Measure::spinning(round_trip::<crate::aeron::AeronIpc>)],
+        Measure::streams(stream::<crate::aeron::AeronIpc>, stream::<crate::aeron::AeronIpc>),
+    ));
     peers.extend(kernel());
     peers.push(peer(
         REDIS,

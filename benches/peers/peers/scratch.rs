@@ -31,6 +31,12 @@ pub(crate) fn prefix() -> String {
     prefix_of(&tempfile::env::temp_dir())
 }
 
+/// A path of shared memory that belongs to this run.
+#[cfg(any(feature = "aeron", test))]
+pub(crate) fn shared(name: &str) -> std::path::PathBuf {
+    Path::new(SHARED_MEMORY).join(prefix() + name)
+}
+
 fn prefix_of(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
     format!("{name}_")
@@ -48,7 +54,9 @@ fn remove_shared(prefix: &str) -> io::Result<()> {
     for entry in fs::read_dir(SHARED_MEMORY)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(prefix) {
-            fs::remove_file(entry.path())?;
+            let is_dir = entry.file_type()?.is_dir();
+            let remove = if is_dir { fs::remove_dir_all } else { fs::remove_file };
+            remove(&entry.path())?;
         }
     }
     Ok(())
@@ -63,12 +71,14 @@ mod tests {
         let scratch = Scratch::new().unwrap();
         let dir = scratch.dir.path().to_owned();
         let (_, left) = tempfile::NamedTempFile::new().unwrap().keep().unwrap();
-        let shared = Path::new(SHARED_MEMORY).join(format!("{}left", prefix()));
+        let (file, directory) = (shared("left"), shared("left-too"));
         let other = tempfile::NamedTempFile::new_in(SHARED_MEMORY).unwrap();
-        fs::write(&shared, "left").unwrap();
-        assert!(left.starts_with(&dir) && shared.exists());
+        fs::write(&file, "left").unwrap();
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("within"), "left").unwrap();
+        assert!(left.starts_with(&dir));
         drop(scratch);
-        assert!(!dir.exists() && !shared.exists());
+        assert!(!dir.exists() && !file.exists() && !directory.exists());
         assert!(other.path().exists(), "that is somebody else's");
     }
 }
