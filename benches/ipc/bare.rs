@@ -57,16 +57,17 @@ impl Side {
     }
 
     /// Sends values of so many bytes: in one go as far as there is a runway, one by one where there is none.
-    fn send_all(&mut self, values: &[u8], value_bytes: usize) {
-        let mut values = values.chunks_exact(value_bytes);
-        while values.len() > 0 {
-            let in_run = (self.out.runway() / record_bytes(value_bytes)) as usize;
-            self.out.write_run(values.by_ref().take(in_run).map(|value| ([], [value])));
-            let Some(value) = values.next() else { break };
+    fn send_all(&mut self, mut values: &[u8], value_bytes: usize) {
+        while !values.is_empty() {
+            let in_run = (self.out.runway() / record_bytes(value_bytes)) as usize * value_bytes;
+            let (run, rest) = values.split_at(in_run.min(values.len()));
+            self.out.write_run(run.chunks_exact(value_bytes).map(|value| ([], [value])));
+            let Some((value, rest)) = rest.split_at_checked(value_bytes) else { break };
             while !self.send(value) {
                 self.out.publish();
                 std::hint::spin_loop();
             }
+            values = rest;
         }
         self.out.publish();
     }
@@ -110,18 +111,19 @@ pub(crate) fn round_trip(cpus: [usize; 2], round_trips: u64) -> f64 {
 }
 
 /// Records one way, published and released in batches: of 64 records, or of an eighth of the ring. Answers records a second.
-pub(crate) fn stream(cpus: [usize; 2], value_bytes: usize, records: u64) -> f64 {
+pub(crate) fn stream(cpus: [usize; 2], ring_bytes: u64, value_bytes: usize, records: u64) -> f64 {
     let words = Words::new(4);
-    let ring_bytes = 1 << 18;
     let batch = (ring_bytes / 8 / value_bytes as u64).clamp(1, 64);
     let peer = fork_on(&[cpus[1]], || {
         let mut side = meet(&words, 1, ring_bytes);
-        let mut n = 0;
+        let (mut n, mut unreleased) = (0, 0);
         while n < records {
             while let Some(value) = side.into.try_read(&mut side.scratch).expect("a sane peer") {
                 assert_eq!(record::verify(value), n);
                 n += 1;
-                if n.is_multiple_of(batch) {
+                unreleased += 1;
+                if unreleased == batch {
+                    unreleased = 0;
                     side.into.release_at(Instant::now);
                 }
             }

@@ -63,7 +63,7 @@ pub(crate) fn cells(bench: &mut Bench) {
     };
     let records = 4_000_000 / effort.scale;
     bench.cell(plan, || {
-        let ring = bare::stream(cpus, 1024, records);
+        let ring = bare::stream(cpus, RING_BYTES, 1024, records);
         Found { other: Some(ring), ..streamed(spin, kib) }
     });
 
@@ -77,7 +77,7 @@ pub(crate) fn cells(bench: &mut Bench) {
         let what = format!("stream of {bytes} B records, bare ring");
         let records = (20_000_000_000 / (bytes as u64 + 600) / 20 / effort.scale).max(1000);
         series(bench, &id, &what, ("value, bytes", bytes as f64), || {
-            Found::value(bare::stream(cpus, bytes, records))
+            Found::value(bare::stream(cpus, RING_BYTES, bytes, records))
         });
     }
     for opcodes in [10, 1000, 100_000, 1_000_000 / effort.scale] {
@@ -105,7 +105,7 @@ fn rings(bench: &mut Bench) {
         let target = target.map(|(target, stretch)| Target::AtLeast { target, stretch: Some(stretch) });
         let plan = Plan { id, what, unit: Unit::PerSecond, against: None, target, x: None };
         let records = records / effort.scale;
-        bench.cell(plan, || Found::value(bare::stream(cpus, bytes, records)));
+        bench.cell(plan, || Found::value(bare::stream(cpus, RING_BYTES, bytes, records)));
     }
 }
 

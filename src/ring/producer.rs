@@ -227,7 +227,8 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Stages records one behind the other, as [`try_write_headed`](Self::try_write_headed) does each of them. Nothing else is written
-    /// in between, so that the lines that they go to come over several at a time.
+    /// in between, so that the lines that they go to come over several at a time; so the iterator should be one that is kept in
+    /// registers (one that is borrowed is not).
     ///
     /// # Panics
     ///
