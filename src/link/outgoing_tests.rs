@@ -102,9 +102,9 @@ impl World {
 
     /// Sets an item and does not publish it. Answers whether nothing was left to be done.
     fn set(&self, key: u32, value: &[u8]) -> bool {
-        let mut state = self.shared.lock();
         let opcode = key.to_opcode().unwrap();
-        let set = self.shared.set(&mut state, self.table, &opcode, NewValue::Data(value));
+        let mut state = self.shared.lock();
+        let set = self.shared.set(&mut state, self.table, self.shared.hashed(&opcode), NewValue::Data(value));
         set.expect("another value").at_once
     }
 

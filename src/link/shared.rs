@@ -18,7 +18,7 @@ use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
 use crate::proto::source::{MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore};
-use crate::proto::store::{Changed, ItemId, NewValue, TableId};
+use crate::proto::store::{Changed, HashedOpcode, ItemId, NewValue, OpcodeHasher, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
 use crate::subscription::Subscription;
@@ -36,6 +36,8 @@ pub(crate) struct Shared<P: Platform = Linux> {
     pub(crate) policy: ResendPolicy,
     /// The longest opcode and value together that fit a record.
     max_item_bytes: usize,
+    /// As the core has it.
+    hasher: OpcodeHasher,
 }
 
 /// What is under the lock.
@@ -72,6 +74,7 @@ pub(crate) type Guard<'a, P = Linux> = <<P as Platform>::Lock<State<P>> as Lock<
 
 impl<P: Platform> Shared<P> {
     pub(crate) fn new(core: SourceCore, policy: ResendPolicy, ring_bytes: u64, wake: P::Wake) -> Shared<P> {
+        let hasher = core.store().hasher().clone();
         let state = State {
             core,
             links: Vec::new(),
@@ -82,13 +85,19 @@ impl<P: Platform> Shared<P> {
         };
         let timer_waits = AtomicBool::new(false);
         let max_item_bytes = ring::max_payload_bytes(ring_bytes) - wire::HEADER_BYTES;
-        Shared { state: P::Lock::new(state), timer_waits, wake, policy, max_item_bytes }
+        Shared { state: P::Lock::new(state), timer_waits, wake, policy, max_item_bytes, hasher }
     }
 
     /// The longest value that fits a record beside this opcode.
     #[inline]
     pub(crate) fn max_value_bytes(&self, opcode: &Opcode) -> usize {
         self.max_item_bytes - opcode.as_bytes().len()
+    }
+
+    /// An opcode for [`Shared::set`]: to be hashed before the lock is taken, which then does not wait for it.
+    #[inline]
+    pub(crate) fn hashed<'a>(&self, opcode: &'a Opcode) -> HashedOpcode<'a> {
+        self.hasher.hashed(opcode)
     }
 
     /// The lock, for publishers. It is not fair, and a publisher in a loop would take it again before the timer thread,
@@ -129,12 +138,12 @@ impl<P: Platform> Shared<P> {
         &self,
         state: &mut State<P>,
         table: TableId,
-        opcode: &Opcode,
+        opcode: HashedOpcode<'_>,
         value: NewValue<'_>,
     ) -> Option<Set> {
         let State { core, links, .. } = state;
         let mut links = Links { links, policy: &self.policy, is_drain_due: false };
-        let set = core.set(table, opcode, value, &mut links)?;
+        let set = core.set_hashed(table, opcode, value, &mut links)?;
         Some(Set { at_once: set.at_once && !links.is_drain_due, ..set })
     }
 

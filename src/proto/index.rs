@@ -7,8 +7,9 @@
 //! 1. The number of slots is a power of two, and at most three quarters of them are taken.
 //! 2. Between the slot that a hash begins with and the one that holds it no slot is empty: a removal moves those behind it up.
 //!
-//! The hash is a folded multiplication, as in wyhash (<https://github.com/wangyi-fudan/wyhash>), seeded per index. It is not
-//! meant to resist who chooses opcodes.
+//! The hash is a folded multiplication, as in wyhash (<https://github.com/wangyi-fudan/wyhash>), seeded at random for each source
+//! and destination. It is not meant to resist who chooses opcodes. Who has the hasher may hash before it takes the lock that the index is
+//! under.
 
 use std::hash::BuildHasher;
 
@@ -22,41 +23,65 @@ use crate::opcode::Opcode;
 pub(super) struct OpcodeIndex {
     slots: Box<[Slot]>,
     taken: usize,
-    seed: Seed,
+    hasher: OpcodeHasher,
+}
+
+/// 0, or the hash in the high half and the place, plus one, in the low half.
+type Slot = u64;
+
+/// Hashes opcodes, with a seed of its own. Its clones hash alike.
+#[derive(Debug, Clone)]
+pub(crate) struct OpcodeHasher {
+    words: [u64; 4],
+    /// For opcodes that are too long for the words.
+    long: DefaultHashBuilder,
 }
 
 /// Half of an opcode's hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OpcodeHash(u32);
 
-/// 0, or the hash in the high half and the place, plus one, in the low half.
-type Slot = u64;
-
-#[derive(Debug, Clone)]
-struct Seed {
-    words: [u64; 4],
-    /// For opcodes that are too long for the words.
-    long: DefaultHashBuilder,
+/// An opcode with its hash.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HashedOpcode<'a> {
+    pub(super) opcode: &'a Opcode,
+    pub(super) hash: OpcodeHash,
 }
 
 /// Of the smallest index that is not empty.
 const FIRST_SLOTS: usize = 16;
 
-impl OpcodeIndex {
-    pub(super) fn new() -> OpcodeIndex {
+impl OpcodeHasher {
+    pub(super) fn new() -> OpcodeHasher {
         let long = DefaultHashBuilder::default();
         let words = [1u64, 2, 3, 4].map(|n| long.hash_one(n) | 1);
-        OpcodeIndex { slots: Box::default(), taken: 0, seed: Seed { words, long } }
+        OpcodeHasher { words, long }
+    }
+
+    #[inline(always)]
+    pub(crate) fn hashed<'a>(&self, opcode: &'a Opcode) -> HashedOpcode<'a> {
+        HashedOpcode { opcode, hash: self.hash(opcode) }
+    }
+
+    #[inline(always)]
+    fn hash(&self, opcode: &Opcode) -> OpcodeHash {
+        let OpcodeHasher { words: [a, b, c, d], long } = self;
+        let hash = match opcode.words() {
+            Some([first, second, third]) => fold(fold(first ^ a, second ^ b) ^ third ^ c, *d),
+            None => hash_long(long, opcode),
+        };
+        OpcodeHash((hash >> 32) as u32)
+    }
+}
+
+impl OpcodeIndex {
+    pub(super) fn new(hasher: OpcodeHasher) -> OpcodeIndex {
+        OpcodeIndex { slots: Box::default(), taken: 0, hasher }
     }
 
     #[inline(always)]
     pub(super) fn hash(&self, opcode: &Opcode) -> OpcodeHash {
-        let Seed { words: [a, b, c, d], long } = &self.seed;
-        let hash = match opcode.words() {
-            Some([first, second, third]) => fold(fold(first ^ a, second ^ b) ^ third ^ c, *d),
-            None => long.hash_one(opcode.as_bytes()),
-        };
-        OpcodeHash((hash >> 32) as u32)
+        self.hasher.hash(opcode)
     }
 
     /// The place with this hash that `is_it` holds of.
@@ -155,6 +180,12 @@ impl OpcodeIndex {
     }
 }
 
+#[cold]
+#[inline(never)]
+fn hash_long(long: &DefaultHashBuilder, opcode: &Opcode) -> u64 {
+    long.hash_one(opcode.as_bytes())
+}
+
 /// Puts a slot's content in the first empty slot for it, of which there is one.
 #[inline]
 fn put(slots: &mut [Slot], content: Slot) {
@@ -187,6 +218,12 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+/// For the models: where an item is found has no influence.
+#[cfg(test)]
+impl std::hash::Hash for OpcodeHasher {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,7 +234,7 @@ mod tests {
     fn what_was_taken_in_is_found_and_what_was_removed_is_not() {
         let mut rng = fastrand::Rng::with_seed(7);
         for keys in [3u32, 50, 700] {
-            let mut index = OpcodeIndex::new();
+            let mut index = OpcodeIndex::new(OpcodeHasher::new());
             let mut opcodes: Vec<Option<Opcode>> = Vec::new();
             let mut known: HashMap<Opcode, u32> = HashMap::new();
             for _ in 0..20_000 {
@@ -237,7 +274,7 @@ mod tests {
 
     #[test]
     fn consecutive_opcodes_hardly_collide() {
-        let mut index = OpcodeIndex::new();
+        let mut index = OpcodeIndex::new(OpcodeHasher::new());
         let count = 100_000u32;
         for place in 0..count {
             let hash = index.hash(&place.to_opcode().unwrap());

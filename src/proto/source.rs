@@ -27,7 +27,7 @@ use std::time::Instant;
 use super::ProtocolError;
 use super::cache::{EntryId, EntryKind, Holds};
 use super::resend::ResendPolicy;
-use super::store::{Changed, Item, ItemId, NewValue, Store, TableId};
+use super::store::{Changed, HashedOpcode, Item, ItemId, NewValue, Store, TableId};
 use crate::opcode::Opcode;
 use crate::retention::Retention;
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -156,15 +156,28 @@ impl SourceCore {
         Some(table)
     }
 
-    /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination.
-    ///
-    /// Where nothing has to go before it, its frame goes to the outlet at once (S2). If there is no room, it waits, and
-    /// [`SourceCore::poll_frame`] has it. `None` if the item had this value already.
-    #[inline]
+    /// As [`SourceCore::set_hashed`].
     pub(crate) fn set(
         &mut self,
         table: TableId,
         opcode: &Opcode,
+        value: NewValue<'_>,
+        outlet: &mut impl Outlet,
+    ) -> Option<Set> {
+        let opcode = self.store.hasher().hashed(opcode);
+        self.set_hashed(table, opcode, value, outlet)
+    }
+
+    /// S1 to S3: gives an item its newest value, or a pointer to it, and records that for each destination. The opcode is hashed by the
+    /// [store's hasher](Store::hasher).
+    ///
+    /// Where nothing has to go before it, its frame goes to the outlet at once (S2). If there is no room, it waits, and
+    /// [`SourceCore::poll_frame`] has it. `None` if the item had this value already.
+    #[inline]
+    pub(crate) fn set_hashed(
+        &mut self,
+        table: TableId,
+        opcode: HashedOpcode<'_>,
         value: NewValue<'_>,
         outlet: &mut impl Outlet,
     ) -> Option<Set> {
@@ -226,6 +239,7 @@ impl SourceCore {
         let mut bytes = 0;
         for (opcode, data) in items {
             let SourceCore { store, config, .. } = &mut *unrecorded.core;
+            let opcode = store.hasher().hashed(opcode);
             if let Some(item) = store.set(table, opcode, NewValue::Data(data), config.send_equal) {
                 unrecorded.changed.push(item);
             }

@@ -27,6 +27,8 @@ use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::snapshot::Pointer;
 
+pub(crate) use super::index::{HashedOpcode, OpcodeHasher};
+
 /// A table's place in its source, and its number on the wire.
 pub(crate) type TableId = u16;
 
@@ -43,6 +45,8 @@ pub(crate) struct ItemId {
 pub(crate) struct Store {
     tables: Vec<TableStore>,
     last_change: ChangeNumber,
+    /// Of all tables.
+    hasher: OpcodeHasher,
 }
 
 /// So many items fill the nearer caches.
@@ -123,7 +127,16 @@ pub(crate) struct Changed {
 
 impl Store {
     pub(crate) fn new(first_seq: SyncSeq) -> Store {
-        Store { tables: Vec::new(), last_change: ChangeNumber::before(first_seq) }
+        Store {
+            tables: Vec::new(),
+            last_change: ChangeNumber::before(first_seq),
+            hasher: OpcodeHasher::new(),
+        }
+    }
+
+    /// What the opcodes of all tables are hashed with.
+    pub(crate) fn hasher(&self) -> &OpcodeHasher {
+        &self.hasher
     }
 
     pub(crate) fn last_change(&self) -> ChangeNumber {
@@ -166,7 +179,7 @@ impl Store {
             pointers: 0,
             items: Vec::new(),
             vacant: Vec::new(),
-            index: OpcodeIndex::new(),
+            index: OpcodeIndex::new(self.hasher.clone()),
         });
         Some(id)
     }
@@ -180,7 +193,7 @@ impl Store {
     }
 
     pub(crate) fn find_id(&self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
-        self.tables[usize::from(table)].find(opcode).map(|index| ItemId { table, index })
+        self.tables[usize::from(table)].find(self.hasher.hashed(opcode)).map(|index| ItemId { table, index })
     }
 
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
@@ -190,7 +203,7 @@ impl Store {
     pub(crate) fn set(
         &mut self,
         id: TableId,
-        opcode: &Opcode,
+        opcode: HashedOpcode<'_>,
         value: NewValue<'_>,
         always: bool,
     ) -> Option<Changed> {
@@ -212,7 +225,7 @@ impl Store {
             old.copy_from_slice(new);
             return Some(Changed { index, created: false });
         }
-        self.set_otherwise(id, opcode, index, value, always)
+        self.set_otherwise(id, opcode.opcode, index, value, always)
     }
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
@@ -337,7 +350,7 @@ impl Store {
     /// ([`Store::owe`]) and lets go of it ([`Store::vacate_if_unowed`]).
     pub(crate) fn remove(&mut self, id: TableId, opcode: &Opcode) -> Option<ItemId> {
         let keeps_all = self.tables[usize::from(id)].keeps_all();
-        let index = self.tables[usize::from(id)].find(opcode);
+        let index = self.tables[usize::from(id)].find(self.hasher.hashed(opcode));
         match index {
             None if keeps_all => return None,
             Some(index) if self.tables[usize::from(id)].items[index as usize].value == Value::Removed => {
@@ -455,8 +468,9 @@ impl TableStore {
     }
 
     #[inline]
-    fn find(&self, opcode: &Opcode) -> Option<u32> {
-        self.index.find(self.index.hash(opcode), |index| self.items[index as usize].opcode == *opcode)
+    fn find(&self, HashedOpcode { opcode, hash }: HashedOpcode<'_>) -> Option<u32> {
+        debug_assert_eq!(hash, self.index.hash(opcode), "hashed with another hasher");
+        self.index.find(hash, |index| self.items[index as usize].opcode == *opcode)
     }
 
     fn insert(&mut self, item: Item) -> u32 {
@@ -509,18 +523,29 @@ mod tests {
         (store, table)
     }
 
+    fn set(
+        store: &mut Store,
+        table: TableId,
+        opcode: &Opcode,
+        value: NewValue<'_>,
+        always: bool,
+    ) -> Option<Changed> {
+        let opcode = store.hasher().clone().hashed(opcode);
+        store.set(table, opcode, value, always)
+    }
+
     #[test]
     fn an_equal_value_is_no_change_unless_asked_for() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
         assert_eq!(
-            store.set(table, &key, NewValue::Data(b"a"), false),
+            set(&mut store, table, &key, NewValue::Data(b"a"), false),
             Some(Changed { index: 0, created: true })
         );
-        assert_eq!(store.set(table, &key, NewValue::Data(b"a"), false), None);
+        assert_eq!(set(&mut store, table, &key, NewValue::Data(b"a"), false), None);
         assert_eq!(store.last_change().seq(), SyncSeq::from(1));
         assert_eq!(
-            store.set(table, &key, NewValue::Data(b"a"), true),
+            set(&mut store, table, &key, NewValue::Data(b"a"), true),
             Some(Changed { index: 0, created: false })
         );
         assert_eq!(store.last_change().seq(), SyncSeq::from(2));
@@ -532,12 +557,12 @@ mod tests {
         let key = 1u32.to_opcode().unwrap();
         for len in [1, 7, 8, 9, 64] {
             let mut value = vec![0; len];
-            store.set(table, &key, NewValue::Data(&value), false);
+            set(&mut store, table, &key, NewValue::Data(&value), false);
             for at in 0..len {
                 value[at] = 1;
-                let stored = store.set(table, &key, NewValue::Data(&value), false);
+                let stored = set(&mut store, table, &key, NewValue::Data(&value), false);
                 assert_eq!(stored, Some(Changed { index: 0, created: false }), "byte {at} of {len}");
-                assert_eq!(store.set(table, &key, NewValue::Data(&value), false), None);
+                assert_eq!(set(&mut store, table, &key, NewValue::Data(&value), false), None);
             }
         }
     }
@@ -549,11 +574,11 @@ mod tests {
             let (mut store, table) = store();
             let key = 1u32.to_opcode().unwrap();
             for in_buffer in [false, true, true] {
-                store.set(table, &key, NewValue::Data(&vec![1; before]), false);
+                set(&mut store, table, &key, NewValue::Data(&vec![1; before]), false);
                 let value = vec![2; after];
                 let buffer = OtherValue::Buffer(RefCell::new(value[..].into()));
                 let new = if in_buffer { NewValue::Other(&buffer) } else { NewValue::Data(&value) };
-                store.set(table, &key, new, true);
+                set(&mut store, table, &key, new, true);
                 let Value::Data(found) = &store.find(table, &key).unwrap().value else { panic!("no data") };
                 assert_eq!(found[..], value, "{before} bytes, then {after}, in a buffer: {in_buffer}");
                 if let (true, OtherValue::Buffer(buffer)) = (in_buffer, buffer) {
@@ -567,7 +592,7 @@ mod tests {
     fn a_tombstone_keeps_its_place_until_nobody_owes_an_ack() {
         let (mut store, table) = store();
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());
-        store.set(table, &a, NewValue::Data(b"a"), false);
+        set(&mut store, table, &a, NewValue::Data(b"a"), false);
         let gone = store.remove(table, &a).unwrap();
         store.owe(gone, 1);
         store.owe(gone, 1);
@@ -577,7 +602,7 @@ mod tests {
         store.settle(gone);
         assert!(store.find(table, &a).is_none());
         assert_eq!(
-            store.set(table, &b, NewValue::Data(b"b"), false),
+            set(&mut store, table, &b, NewValue::Data(b"b"), false),
             Some(Changed { index: gone.index, created: true }),
             "the place is used again"
         );
@@ -587,14 +612,14 @@ mod tests {
     fn a_value_after_a_remove_begins_a_new_life() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
-        store.set(table, &key, NewValue::Data(b"a"), false);
+        set(&mut store, table, &key, NewValue::Data(b"a"), false);
         let first = store.find(table, &key).unwrap().created;
-        store.set(table, &key, NewValue::Data(b"b"), false);
+        set(&mut store, table, &key, NewValue::Data(b"b"), false);
         assert_eq!(store.find(table, &key).unwrap().created, first);
         let id = store.remove(table, &key).unwrap();
         store.owe(id, 1);
         assert_eq!(
-            store.set(table, &key, NewValue::Data(b"b"), false),
+            set(&mut store, table, &key, NewValue::Data(b"b"), false),
             Some(Changed { index: id.index, created: true })
         );
         assert!(store.find(table, &key).unwrap().created > first);

@@ -184,6 +184,7 @@ impl Table {
     }
 
     fn set_value(&self, opcode: &Opcode, value: NewValue<'_>) -> Result<Sent, SetError> {
+        let opcode = self.handle.shared.hashed(opcode);
         let mut state = self.lock()?;
         match self.handle.shared.set(&mut state, self.id, opcode, value) {
             None => Ok(Sent::Unchanged),

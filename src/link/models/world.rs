@@ -137,8 +137,10 @@ impl World {
     }
 
     fn set_value(&self, opcode: u8, value: NewValue<'_>) {
+        let opcode = self::opcode(opcode);
+        let opcode = self.shared.hashed(&opcode);
         let mut state = self.shared.lock();
-        let set = self.shared.set(&mut state, self.table, &self::opcode(opcode), value);
+        let set = self.shared.set(&mut state, self.table, opcode, value);
         if !set.is_some_and(|set| set.at_once) {
             self.shared.publish(&mut state);
         }

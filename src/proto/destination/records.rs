@@ -3,7 +3,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::super::ValueBytes;
-use super::super::index::{OpcodeHash, OpcodeIndex};
+use super::super::index::{OpcodeHash, OpcodeHasher, OpcodeIndex};
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::cpu_cache::{LINE_BYTES, prefetch};
@@ -111,7 +111,7 @@ impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
         let places = if keep_values { Places::Valued(Vec::new()) } else { Places::Bare(Vec::new()) };
-        Records { places, index: OpcodeIndex::new() }
+        Records { places, index: OpcodeIndex::new(OpcodeHasher::new()) }
     }
 
     #[inline]
