@@ -76,9 +76,14 @@ impl Patience {
 
     /// Returns when the cpus are near each other, or no patience is left.
     pub(crate) fn await_near(&mut self, cpus: [usize; 2]) {
+        self.wait_until(|| isolated(&cpus, || cache_line(cpus, LOOK).mean) <= FAR_NS);
+    }
+
+    /// Looks again and again, until it is so or no patience is left.
+    fn wait_until(&mut self, mut is_so: impl FnMut() -> bool) {
         while !self.0.is_zero() {
             let start = Instant::now();
-            if isolated(&cpus, || cache_line(cpus, LOOK).mean) <= FAR_NS {
+            if is_so() {
                 return;
             }
             std::thread::sleep(PAUSE.min(self.0));
@@ -175,4 +180,38 @@ fn eventfd_read(fd: i32) {
     // SAFETY: eight bytes of our own.
     let read = unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
     assert!(read == 8 && count > 0, "read of an eventfd: {}", io::Error::last_os_error());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_goes_on_as_soon_as_it_is_so_and_keeps_the_patience_that_is_left() {
+        let mut patience = Patience::of_minutes(1);
+        let mut looks = 0;
+        patience.wait_until(|| {
+            looks += 1;
+            looks == 2
+        });
+        assert_eq!(looks, 2);
+        assert!(PAUSE <= Duration::from_secs(60) - patience.0 && !patience.0.is_zero(), "{patience:?}");
+    }
+
+    #[test]
+    fn patience_ends_and_is_spent_then() {
+        let mut patience = Patience(PAUSE + PAUSE / 2);
+        let mut looks = 0;
+        patience.wait_until(|| {
+            looks += 1;
+            false
+        });
+        assert!(looks >= 1 && patience.0.is_zero(), "{looks} looks, {patience:?}");
+        patience.wait_until(|| unreachable!("no patience is left"));
+    }
+
+    #[test]
+    fn without_patience_nobody_looks() {
+        Patience::of_minutes(0).wait_until(|| unreachable!("there is no patience"));
+    }
 }

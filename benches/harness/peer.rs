@@ -108,17 +108,17 @@ impl Peer {
 
     /// Waits for its end, which must be a good one.
     pub(crate) fn join(self) {
-        self.outcome().unwrap_or_else(|why| panic!("{why}"));
+        self.outcome(BOUND).unwrap_or_else(|why| panic!("{why}"));
     }
 
-    /// Waits for its end, and says what was bad about it.
-    fn outcome(mut self) -> Result<(), String> {
+    /// Waits for its end, and says what was bad about it. One that does not end so soon is killed.
+    fn outcome(mut self, within: Duration) -> Result<(), String> {
         let pid = self.pid;
         let since = Instant::now();
         let status = loop {
             match self.try_wait() {
                 Some(status) => break status,
-                None if since.elapsed() < BOUND => std::thread::sleep(Duration::from_micros(200)),
+                None if since.elapsed() < within => std::thread::sleep(Duration::from_micros(200)),
                 None => return Err(format!("process {pid} does not end")),
             }
         };
@@ -176,11 +176,62 @@ pub(crate) fn try_isolated<T: Serialize + DeserializeOwned>(
     drop(writer);
     let mut result = Vec::new();
     std::fs::File::from(reader).read_to_end(&mut result).expect("a pipe can be read");
-    peer.outcome()?;
+    peer.outcome(BOUND)?;
     Ok(serde_json::from_slice(&result).expect("the cell has written its result"))
 }
 
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = io::pipe().expect("two descriptors");
     (reader.into(), writer.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What is forked here has other threads beside it, whose locks may be taken for ever: it allocates and prints nothing.
+
+    /// Forks a process that does this, and says how it ended.
+    fn outcome_of(within: Duration, body: impl FnOnce()) -> (i32, Result<(), String>) {
+        let peer = fork_on(&cpu::allowed(), body);
+        let pid = peer.pid();
+        (pid, peer.outcome(within))
+    }
+
+    fn is_gone(pid: i32) -> bool {
+        // SAFETY: asks whether a process is there; nothing is sent.
+        let found = unsafe { libc::kill(pid, 0) };
+        found == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+    }
+
+    #[test]
+    fn a_good_end_is_one() {
+        let (pid, outcome) = outcome_of(BOUND, || ());
+        assert_eq!(outcome, Ok(()));
+        assert!(is_gone(pid));
+    }
+
+    #[test]
+    fn a_peer_that_dies_is_told_of() {
+        // SAFETY: ends the process by a signal.
+        let (pid, outcome) = outcome_of(BOUND, || unsafe { libc::abort() });
+        assert_eq!(outcome, Err(format!("process {pid} was ended by signal {}", libc::SIGABRT)));
+        // SAFETY: ends the process at once.
+        let (pid, outcome) = outcome_of(BOUND, || unsafe { libc::_exit(3) });
+        assert_eq!(outcome, Err(format!("process {pid} has failed: wait status 0x300")));
+        assert!(is_gone(pid));
+    }
+
+    #[test]
+    fn a_peer_that_hangs_is_told_of_and_killed() {
+        let hangs = || {
+            loop {
+                // SAFETY: sleeps until a signal comes.
+                unsafe { libc::pause() };
+            }
+        };
+        let (pid, outcome) = outcome_of(Duration::from_millis(50), hangs);
+        assert_eq!(outcome, Err(format!("process {pid} does not end")));
+        assert!(is_gone(pid));
+    }
 }
