@@ -184,23 +184,25 @@ fn eventfd_read(fd: i32) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
+    // Named in full: some who include this have no test runner, and then no tests use anything.
     #[test]
     fn who_waits_goes_on_as_soon_as_it_is_so_and_keeps_the_patience_that_is_left() {
-        let mut patience = Patience::of_minutes(1);
+        let mut patience = super::Patience::of_minutes(1);
         let mut looks = 0;
         patience.wait_until(|| {
             looks += 1;
             looks == 2
         });
         assert_eq!(looks, 2);
-        assert!(PAUSE <= Duration::from_secs(60) - patience.0 && !patience.0.is_zero(), "{patience:?}");
+        assert!(
+            super::PAUSE <= std::time::Duration::from_secs(60) - patience.0 && !patience.0.is_zero(),
+            "{patience:?}"
+        );
     }
 
     #[test]
     fn patience_ends_and_is_spent_then() {
-        let mut patience = Patience(PAUSE + PAUSE / 2);
+        let mut patience = super::Patience(super::PAUSE + super::PAUSE / 2);
         let mut looks = 0;
         patience.wait_until(|| {
             looks += 1;
@@ -212,6 +214,6 @@ mod tests {
 
     #[test]
     fn without_patience_nobody_looks() {
-        Patience::of_minutes(0).wait_until(|| unreachable!("there is no patience"));
+        super::Patience::of_minutes(0).wait_until(|| unreachable!("there is no patience"));
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{BOUND, cpu};
+use super::{BOUND, CELL_BOUND, cpu};
 
 /// Words that a process and those that it forks share, each in cache lines of its own.
 #[derive(Debug)]
@@ -169,6 +169,8 @@ pub(crate) fn try_isolated<T: Serialize + DeserializeOwned>(
 ) -> Result<T, String> {
     let (reader, writer) = pipe();
     let peer = fork_on(cpus, || {
+        // SAFETY: sets a timer of this process; no memory is involved. What it has forked dies with it.
+        unsafe { libc::alarm(CELL_BOUND.as_secs() as u32) };
         let result = serde_json::to_vec(&cell()).expect("results are plain data");
         io::Write::write_all(&mut std::fs::File::from(writer.try_clone().expect("a descriptor")), &result)
             .expect("the pipe takes the result");

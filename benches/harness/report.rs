@@ -186,10 +186,12 @@ impl Cell {
         Some(median(ratios?))
     }
 
-    /// The distribution of the run whose value is the median.
+    /// The distribution of a run whose value is next to the median.
     pub(crate) fn median_distribution(&self) -> Option<Distribution> {
         let value = self.value();
-        self.counted().into_iter().find(|run| run.value == value)?.distribution.clone()
+        let away = |run: &&Run| (run.value - value).abs();
+        let run = self.counted().into_iter().min_by(|a, b| away(a).total_cmp(&away(b)))?;
+        run.distribution.clone()
     }
 
     /// How the target was met; empty without one.
@@ -286,11 +288,12 @@ impl Report {
     }
 }
 
-/// The middle one.
+/// The middle one, or what lies between the middle two.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+    let (below, above) = ((values.len() - 1) / 2, values.len() / 2);
+    f64::midpoint(values[below], values[above])
 }
 
 /// The machine, in a line.
@@ -306,4 +309,15 @@ fn machine() -> String {
         if flags.split(' ').any(|flag| flag == "hypervisor") { "virtual machine" } else { "bare metal" };
     let cpus = super::cpu::allowed().len();
     format!("{cpus} cpus, {}, {kind}, Linux {}", field("/proc/cpuinfo", "model name"), kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    // Named in full, as in `floor`.
+    #[test]
+    fn a_median_is_the_middle_one_or_lies_between_two() {
+        assert_eq!(super::median([3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(super::median([4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert_eq!(super::median([7.0]), 7.0);
+    }
 }

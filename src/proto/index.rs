@@ -180,7 +180,7 @@ impl OpcodeIndex {
     }
 }
 
-#[cold]
+/// Out of line, so that the way of short opcodes stays short where it is inlined.
 #[inline(never)]
 fn hash_long(long: &DefaultHashBuilder, opcode: &Opcode) -> u64 {
     long.hash_one(opcode.as_bytes())

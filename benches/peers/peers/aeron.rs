@@ -1,7 +1,8 @@
 //! Aeron's IPC: a log in shared memory that a publication writes and a subscription reads, with a media driver, which makes the
 //! logs and moves on how far a publication may write.
 //!
-//! Client and driver are the ones in C, built from the sources that `rusteron-media-driver` brings. A record is claimed and
+//! Client and driver are the ones in C, built from the sources that `rusteron-media-driver` brings, and as that does it: for the
+//! processor at hand (`-march=native`) and without checks of bounds. A record is claimed and
 //! written in place, a poll takes as many as in Aeron's own samples, and logs are in memory before they are used. The driver is
 //! a process of the cell's own, on the cpus of the cell: one thread, which sleeps for up to a millisecond when it has nothing to
 //! do, as by default. So terms have their default size, 64 MiB: with small ones a publication would mostly wait for the driver.
@@ -23,6 +24,9 @@ use crate::direction::{Direction, Receiver, Sender, Shape, bound};
 use crate::harness::peer::{Peer, fork_on};
 use crate::harness::{BOUND, cpu, record};
 use crate::scratch;
+
+/// Shared memory that a cell takes: two logs of three terms, of 64 MiB each, and a little.
+pub(crate) const NEEDED_BYTES: u64 = (2 * 3 * 64 + 16) << 20;
 
 /// Records that a poll takes at most.
 const POLLED: usize = 10;

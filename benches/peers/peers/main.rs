@@ -140,7 +140,7 @@ fn measured(measure: &Measure, cell: &Cell, cpus: [usize; 2], effort: Effort) ->
 const FLOOR_ROUND_TRIPS: u64 = 20_000;
 
 /// The peers that are to be measured and can be, and why others cannot.
-fn choose(only: &[String]) -> (Vec<Peer>, Vec<&'static str>) {
+fn choose(only: &[String]) -> (Vec<Peer>, Vec<String>) {
     let is_wanted = |id: &str| only.is_empty() || only.iter().any(|prefix| id.starts_with(prefix));
     let mut chosen = peers::all();
     chosen.retain(|peer| is_wanted(peer.id));
@@ -148,13 +148,35 @@ fn choose(only: &[String]) -> (Vec<Peer>, Vec<&'static str>) {
     if is_wanted(peers::REDIS) && redis::version().is_none() {
         chosen.retain(|peer| peer.id != peers::REDIS);
         missing.push(
-            "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server).",
+            "Redis was not measured: redis-server is not installed (Debian: apt-get install redis-server)."
+                .into(),
         );
     }
-    if is_wanted(peers::AERON) && !cfg!(feature = "aeron") {
-        missing.push("Aeron was not measured: README.md says what `--features aeron` needs.");
+    if is_wanted(peers::AERON)
+        && let Err(why) = aeron_can_be_measured()
+    {
+        chosen.retain(|peer| peer.id != peers::AERON);
+        missing.push(format!("Aeron was not measured: {why}."));
     }
     (chosen, missing)
+}
+
+#[cfg(not(feature = "aeron"))]
+fn aeron_can_be_measured() -> Result<(), String> {
+    Err("README.md says what `--features aeron` needs".into())
+}
+
+#[cfg(feature = "aeron")]
+fn aeron_can_be_measured() -> Result<(), String> {
+    let free = scratch::free_shared().map_err(|error| format!("/dev/shm cannot be looked at: {error}"))?;
+    if free < aeron::NEEDED_BYTES {
+        return Err(format!(
+            "/dev/shm has room for {} MiB, and its logs take {}",
+            free >> 20,
+            aeron::NEEDED_BYTES >> 20
+        ));
+    }
+    Ok(())
 }
 
 /// A cell that was not measured yet.

@@ -31,6 +31,17 @@ pub(crate) fn prefix() -> String {
     prefix_of(&tempfile::env::temp_dir())
 }
 
+/// How much shared memory there is room for, in bytes.
+#[cfg(feature = "aeron")]
+#[allow(unsafe_code)]
+pub(crate) fn free_shared() -> io::Result<u64> {
+    // SAFETY: all zeroes is a value of the structure.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a string that ends with zero, and the target is what is asked for.
+    let outcome = unsafe { libc::statvfs(c"/dev/shm".as_ptr(), &raw mut found) };
+    if outcome == 0 { Ok(found.f_bavail * found.f_frsize) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A path of shared memory that belongs to this run.
 #[cfg(any(feature = "aeron", test))]
 pub(crate) fn shared(name: &str) -> std::path::PathBuf {
@@ -50,16 +61,15 @@ impl Drop for Scratch {
     }
 }
 
+/// Removes all it can, and says what was the first that it could not.
 fn remove_shared(prefix: &str) -> io::Result<()> {
-    for entry in fs::read_dir(SHARED_MEMORY)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            let is_dir = entry.file_type()?.is_dir();
-            let remove = if is_dir { fs::remove_dir_all } else { fs::remove_file };
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
+    let remove = |entry: fs::DirEntry| {
+        let is_dir = entry.file_type()?.is_dir();
+        if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+    };
+    let entries = fs::read_dir(SHARED_MEMORY)?.filter_map(Result::ok);
+    let own = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    own.map(remove).fold(Ok(()), Result::and)
 }
 
 #[cfg(test)]
