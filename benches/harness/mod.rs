@@ -61,5 +61,5 @@ impl Effort {
 /// No wait for a process or a word lasts longer; whoever is still waiting then has found a fault.
 pub(crate) const BOUND: Duration = Duration::from_secs(60);
 
-/// No run of a cell lasts longer, whatever it waits for: its process is ended then.
-pub(crate) const CELL_BOUND: Duration = Duration::from_secs(300);
+/// No run of a cell lasts longer, whatever it waits for: its process is ended then, and with it those that it has forked.
+pub(crate) const CELL_BOUND: Duration = Duration::from_secs(120);

@@ -167,10 +167,19 @@ pub(crate) fn try_isolated<T: Serialize + DeserializeOwned>(
     cpus: &[usize],
     cell: impl FnOnce() -> T,
 ) -> Result<T, String> {
+    try_isolated_within(CELL_BOUND, cpus, cell)
+}
+
+/// As [`try_isolated`]. A cell that takes longer, which is at least a second, is ended by an alarm, and what it has forked with it.
+fn try_isolated_within<T: Serialize + DeserializeOwned>(
+    bound: Duration,
+    cpus: &[usize],
+    cell: impl FnOnce() -> T,
+) -> Result<T, String> {
     let (reader, writer) = pipe();
     let peer = fork_on(cpus, || {
-        // SAFETY: sets a timer of this process; no memory is involved. What it has forked dies with it.
-        unsafe { libc::alarm(CELL_BOUND.as_secs() as u32) };
+        // SAFETY: sets a timer of this process; no memory is involved.
+        unsafe { libc::alarm(bound.as_secs() as u32) };
         let result = serde_json::to_vec(&cell()).expect("results are plain data");
         io::Write::write_all(&mut std::fs::File::from(writer.try_clone().expect("a descriptor")), &result)
             .expect("the pipe takes the result");
@@ -224,16 +233,28 @@ mod tests {
         assert!(is_gone(pid));
     }
 
+    fn hang() {
+        loop {
+            // SAFETY: sleeps until a signal comes.
+            unsafe { libc::pause() };
+        }
+    }
+
     #[test]
     fn a_peer_that_hangs_is_told_of_and_killed() {
-        let hangs = || {
-            loop {
-                // SAFETY: sleeps until a signal comes.
-                unsafe { libc::pause() };
-            }
-        };
-        let (pid, outcome) = outcome_of(Duration::from_millis(50), hangs);
+        let (pid, outcome) = outcome_of(Duration::from_millis(50), hang);
         assert_eq!(outcome, Err(format!("process {pid} does not end")));
         assert!(is_gone(pid));
+    }
+
+    /// Its outcome is known only once both processes have closed the pipe: once both are gone.
+    #[test]
+    fn a_cell_that_hangs_ends_and_so_does_what_it_has_forked() {
+        let outcome = try_isolated_within(Duration::from_secs(1), &cpu::allowed(), || {
+            let _peer = fork_on(&cpu::allowed(), hang);
+            hang();
+        });
+        let alarmed = format!("was ended by signal {}", libc::SIGALRM);
+        assert!(outcome.as_ref().is_err_and(|why| why.ends_with(&alarmed)), "{outcome:?}");
     }
 }

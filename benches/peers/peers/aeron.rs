@@ -20,7 +20,7 @@ use rusteron_media_driver::{
     AeronExclusivePublication, AeronSubscription, Handlers, bindings,
 };
 
-use crate::direction::{Direction, Receiver, Sender, Shape, bound};
+use crate::direction::{Direction, Receiver, Sender, Shape};
 use crate::harness::peer::{Peer, fork_on};
 use crate::harness::{BOUND, cpu, record};
 use crate::scratch;
@@ -150,7 +150,6 @@ fn drive(dir: &Path) -> Result<(), AeronCError> {
 impl Driver {
     fn start(dir: &Path) -> Driver {
         let process = fork_on(&cpu::allowed(), || {
-            bound();
             drive(dir).unwrap_or_else(|error| panic!("the media driver has failed: {error}"));
         });
         Driver { dir: dir.to_owned(), process: Some(process) }

@@ -3,8 +3,8 @@
 //! A means is a [`Direction`]: made before the fork, one end taken in one process, the other in the other. A round trip uses
 //! two of them. Every record is that of its number ([`record`]), and the receiving end verifies all of its bytes.
 //!
-//! Nothing here waits for ever: each process of a cell is ended by an alarm ([`bound`]), and a process dies with the one that
-//! has forked it.
+//! Nothing here waits for ever: the process of a cell is ended by an alarm ([`CELL_BOUND`](crate::harness::CELL_BOUND)), and a process
+//! dies with the one that has forked it.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::RING_BYTES;
 use crate::harness::peer::{Words, fork_on};
 use crate::harness::report::Latency;
-use crate::harness::{BOUND, cpu, record};
+use crate::harness::{cpu, record};
 
 /// A way from one process to another.
 pub(crate) trait Direction: Sized {
@@ -86,7 +86,6 @@ const BETWEEN_CLOCKS: u64 = 256;
 
 /// One record there and one back, between two processes on these cpus, which may be the same.
 pub(crate) fn round_trip<D: Direction>(cpus: [usize; 2], value_bytes: usize, round_trips: u64) -> Latency {
-    bound();
     // A server that a direction starts is to stay on these cpus as well.
     cpu::pin_all(&cpus);
     let dir = tempfile::tempdir().expect("a directory");
@@ -95,7 +94,6 @@ pub(crate) fn round_trip<D: Direction>(cpus: [usize; 2], value_bytes: usize, rou
     let mut there = D::new(shape, dir.path(), "there");
     let mut back = D::new(shape, dir.path(), "back");
     let peer = fork_on(&[cpus[1]], || {
-        bound();
         answer(there.receiver(), back.sender(), &words, round_trips);
     });
     cpu::pin(cpus[0]);
@@ -109,7 +107,6 @@ pub(crate) fn round_trip_threads<D>(cpus: [usize; 2], value_bytes: usize, round_
 where
     D: Direction<Sender: Send, Receiver: Send>,
 {
-    bound();
     let words = Words::new(2);
     let shape = Shape { value_bytes, capacity: ROUND_TRIP_CAPACITY };
     let mut there = D::new(shape, Path::new(""), "there");
@@ -129,7 +126,6 @@ where
 /// Records one way, between processes on these two cpus; the time counts until the last one was received. Answers records a
 /// second.
 pub(crate) fn stream<D: Direction>(cpus: [usize; 2], value_bytes: usize, duration: Duration) -> f64 {
-    bound();
     // A server that a direction starts is to stay on these cpus as well.
     cpu::pin_all(&cpus);
     let dir = tempfile::tempdir().expect("a directory");
@@ -137,7 +133,6 @@ pub(crate) fn stream<D: Direction>(cpus: [usize; 2], value_bytes: usize, duratio
     let shape = Shape { value_bytes, capacity: RING_BYTES / value_bytes };
     let mut direction = D::new(shape, dir.path(), "there");
     let peer = fork_on(&[cpus[1]], || {
-        bound();
         consume(direction.receiver(), &words);
     });
     cpu::pin(cpus[0]);
@@ -151,7 +146,6 @@ pub(crate) fn stream_threads<D>(cpus: [usize; 2], value_bytes: usize, duration: 
 where
     D: Direction<Sender: Send, Receiver: Send>,
 {
-    bound();
     let words = Words::new(2);
     let shape = Shape { value_bytes, capacity: RING_BYTES / value_bytes };
     let mut direction = D::new(shape, Path::new(""), "there");
@@ -251,12 +245,6 @@ fn meet(words: &Words) {
 fn part(words: &Words) {
     words.word(ENDS).fetch_add(1, AcqRel);
     words.wait_for(ENDS, 4);
-}
-
-/// Ends this process when no cell can still be at work. It is not inherited by a fork.
-pub(crate) fn bound() {
-    // SAFETY: sets a timer of this process; no memory is involved.
-    unsafe { libc::alarm(2 * BOUND.as_secs() as u32) };
 }
 
 /// Words that two threads use.

@@ -7,17 +7,14 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use crate::direction::bound;
 use crate::harness::cpu;
 use crate::harness::peer::{Words, fork_on};
 use crate::harness::report::Latency;
 
 /// There and back. The mean is from a loop of its own, as everywhere here.
 pub(crate) fn round_trip(cpu: usize, round_trips: u64) -> Latency {
-    bound();
     let words = Words::new(2);
     let peer = fork_on(&[cpu], || {
-        bound();
         for n in 1..=Latency::made(round_trips) as u32 {
             wait(futex(&words, 0), n);
             wake(futex(&words, 1), n);

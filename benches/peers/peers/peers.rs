@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shmirror::Wait;
 
 use crate::crates::{IpcChannel, Rtrb, ShmemIpc};
-use crate::direction::{bound, round_trip, round_trip_threads, stream, stream_threads};
+use crate::direction::{round_trip, round_trip_threads, stream, stream_threads};
 use crate::guarantees::{self, Guarantees};
 use crate::harness::mirror::{self, Order, Setup, Stream};
 use crate::harness::report::{Cell, Distribution, Latency, Unit};
@@ -227,14 +227,11 @@ fn kernel() -> Vec<Peer> {
 
 /// What the machine gives, for comparison.
 fn floors() -> Vec<Peer> {
-    let cache_line = |cpus, effort: Effort| {
-        bound();
-        floor::cache_line(cpus, effort.round_trips).into()
-    };
+    let cache_line = |cpus, effort: Effort| floor::cache_line(cpus, effort.round_trips).into();
     let cache_line = Measure { kind: Kind::Spinning, run: Box::new(cache_line) };
-    let eventfd = |cpus: [usize; 2], effort: Effort| {
-        bound();
-        Outcome { value: floor::eventfd(cpus[0], effort.round_trips / SLEEPING_SHARE), distribution: None }
+    let eventfd = |cpus: [usize; 2], effort: Effort| Outcome {
+        value: floor::eventfd(cpus[0], effort.round_trips / SLEEPING_SHARE),
+        distribution: None,
     };
     let eventfd = Measure { kind: Kind::Sleeping, run: Box::new(eventfd) };
     let futex = Measure::sleeping(|cpus, _, n| futex::round_trip(cpus[0], n), SLEEPING_SHARE);
@@ -363,7 +360,6 @@ impl Peer {
 }
 
 fn mirror_round_trip(cpus: [usize; 2], wait: Wait, round_trips: u64) -> Outcome {
-    bound();
     let [source, destination] = cpus.map(|cpu| [cpu]);
     let destinations: [&[usize]; 1] = [&destination];
     let setup =
@@ -378,7 +374,6 @@ fn mirror_stream(
     batch: usize,
     duration: Duration,
 ) -> Outcome {
-    bound();
     let [source, destination] = cpus.map(|cpu| [cpu]);
     let destinations: [&[usize]; 1] = [&destination];
     let setup =

@@ -35,10 +35,11 @@ pub(crate) fn prefix() -> String {
 #[cfg(feature = "aeron")]
 #[allow(unsafe_code)]
 pub(crate) fn free_shared() -> io::Result<u64> {
+    let path = std::ffi::CString::new(SHARED_MEMORY)?;
     // SAFETY: all zeroes is a value of the structure.
     let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a string that ends with zero, and the target is what is asked for.
-    let outcome = unsafe { libc::statvfs(c"/dev/shm".as_ptr(), &raw mut found) };
+    let outcome = unsafe { libc::statvfs(path.as_ptr(), &raw mut found) };
     if outcome == 0 { Ok(found.f_bavail * found.f_frsize) } else { Err(io::Error::last_os_error()) }
 }
 
