@@ -7,8 +7,8 @@
 //! 1. The number of slots is a power of two, and at most three quarters of them are taken.
 //! 2. Between the slot that a hash begins with and the one that holds it no slot is empty: a removal moves those behind it up.
 //!
-//! The hash is a folded multiplication, as in wyhash (<https://github.com/wangyi-fudan/wyhash>), seeded at random for each source
-//! and destination. It is not meant to resist who chooses opcodes. Who has the hasher may hash before it takes the lock that the index is
+//! The hash is a folded multiplication, as in wyhash (<https://github.com/wangyi-fudan/wyhash>), seeded at random. It is not meant to
+//! resist who chooses opcodes. The hasher is not the index's own: who has it may hash before taking the lock that the index is
 //! under.
 
 use std::hash::BuildHasher;
@@ -23,7 +23,6 @@ use crate::opcode::Opcode;
 pub(super) struct OpcodeIndex {
     slots: Box<[Slot]>,
     taken: usize,
-    hasher: OpcodeHasher,
 }
 
 /// 0, or the hash in the high half and the place, plus one, in the low half.
@@ -64,7 +63,7 @@ impl OpcodeHasher {
     }
 
     #[inline(always)]
-    fn hash(&self, opcode: &Opcode) -> OpcodeHash {
+    pub(super) fn hash(&self, opcode: &Opcode) -> OpcodeHash {
         let OpcodeHasher { words: [a, b, c, d], long } = self;
         let hash = match opcode.words() {
             Some([first, second, third]) => fold(fold(first ^ a, second ^ b) ^ third ^ c, *d),
@@ -75,13 +74,8 @@ impl OpcodeHasher {
 }
 
 impl OpcodeIndex {
-    pub(super) fn new(hasher: OpcodeHasher) -> OpcodeIndex {
-        OpcodeIndex { slots: Box::default(), taken: 0, hasher }
-    }
-
-    #[inline(always)]
-    pub(super) fn hash(&self, opcode: &Opcode) -> OpcodeHash {
-        self.hasher.hash(opcode)
+    pub(super) fn new() -> OpcodeIndex {
+        OpcodeIndex { slots: Box::default(), taken: 0 }
     }
 
     /// The place with this hash that `is_it` holds of.
@@ -234,7 +228,7 @@ mod tests {
     fn what_was_taken_in_is_found_and_what_was_removed_is_not() {
         let mut rng = fastrand::Rng::with_seed(7);
         for keys in [3u32, 50, 700] {
-            let mut index = OpcodeIndex::new(OpcodeHasher::new());
+            let (mut index, hasher) = (OpcodeIndex::new(), OpcodeHasher::new());
             let mut opcodes: Vec<Option<Opcode>> = Vec::new();
             let mut known: HashMap<Opcode, u32> = HashMap::new();
             for _ in 0..20_000 {
@@ -245,7 +239,7 @@ mod tests {
                     1 => format!("{key:>40}").to_opcode().unwrap(),
                     _ => format!("{key:>22}").to_opcode().unwrap(),
                 };
-                let hash = index.hash(&opcode);
+                let hash = hasher.hash(&opcode);
                 let found = index.find(hash, |place| opcodes[place as usize].as_ref() == Some(&opcode));
                 assert_eq!(found, known.get(&opcode).copied());
                 match found {
@@ -266,7 +260,7 @@ mod tests {
             }
             for (opcode, &place) in &known {
                 let found =
-                    index.find(index.hash(opcode), |at| opcodes[at as usize].as_ref() == Some(opcode));
+                    index.find(hasher.hash(opcode), |at| opcodes[at as usize].as_ref() == Some(opcode));
                 assert_eq!(found, Some(place));
             }
         }
@@ -274,10 +268,10 @@ mod tests {
 
     #[test]
     fn consecutive_opcodes_hardly_collide() {
-        let mut index = OpcodeIndex::new(OpcodeHasher::new());
+        let (mut index, hasher) = (OpcodeIndex::new(), OpcodeHasher::new());
         let count = 100_000u32;
         for place in 0..count {
-            let hash = index.hash(&place.to_opcode().unwrap());
+            let hash = hasher.hash(&place.to_opcode().unwrap());
             index.insert(hash, place);
         }
         let mask = index.slots.len() - 1;

@@ -156,7 +156,7 @@ impl SourceCore {
         Some(table)
     }
 
-    /// As [`SourceCore::set_hashed`].
+    /// As [`SourceCore::set_hashed`], of an opcode that was not hashed yet.
     pub(crate) fn set(
         &mut self,
         table: TableId,

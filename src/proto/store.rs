@@ -19,7 +19,7 @@ use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::ValueBytes;
-use super::index::OpcodeIndex;
+use super::index::{OpcodeHash, OpcodeIndex};
 use crate::cpu_cache::{LINE_BYTES, prefetch};
 use crate::huge_pages;
 use crate::opcode::Opcode;
@@ -179,7 +179,7 @@ impl Store {
             pointers: 0,
             items: Vec::new(),
             vacant: Vec::new(),
-            index: OpcodeIndex::new(self.hasher.clone()),
+            index: OpcodeIndex::new(),
         });
         Some(id)
     }
@@ -207,6 +207,7 @@ impl Store {
         value: NewValue<'_>,
         always: bool,
     ) -> Option<Changed> {
+        debug_assert_eq!(opcode.hash, self.hasher.hash(opcode.opcode), "hashed with another hasher");
         let table = &mut self.tables[usize::from(id)];
         let index = table.find(opcode);
         // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
@@ -225,7 +226,7 @@ impl Store {
             old.copy_from_slice(new);
             return Some(Changed { index, created: false });
         }
-        self.set_otherwise(id, opcode.opcode, index, value, always)
+        self.set_otherwise(id, opcode, index, value, always)
     }
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
@@ -258,7 +259,7 @@ impl Store {
             return;
         }
         let hash = |opcode| {
-            let hash = stored.index.hash(opcode);
+            let hash = self.hasher.hash(opcode);
             stored.index.prefetch(hash);
             hash
         };
@@ -274,7 +275,7 @@ impl Store {
     fn set_otherwise(
         &mut self,
         id: TableId,
-        opcode: &Opcode,
+        HashedOpcode { opcode, hash }: HashedOpcode<'_>,
         index: Option<u32>,
         value: NewValue<'_>,
         always: bool,
@@ -291,7 +292,7 @@ impl Store {
             let created = if table.keeps_all() { change } else { ChangeNumber::NONE };
             let value = Value::from_new(value);
             let item = Item { opcode: opcode.clone(), value, change, created, owed: 0 };
-            let index = table.insert(item);
+            let index = table.insert(item, hash);
             return Some(Changed { index, created: true });
         };
         let keeps_all = table.keeps_all();
@@ -342,15 +343,17 @@ impl Store {
     /// An enumerator has named an item that is not here, so that nothing newer is known of it. It gets a number of its own.
     pub(crate) fn insert_enumerated(&mut self, table: TableId, opcode: Opcode, value: Value) -> ItemId {
         let change = self.next_change();
+        let hash = self.hasher.hash(&opcode);
         let item = Item { opcode, value, change, created: ChangeNumber::NONE, owed: 0 };
-        ItemId { table, index: self.tables[usize::from(table)].insert(item) }
+        ItemId { table, index: self.tables[usize::from(table)].insert(item, hash) }
     }
 
     /// Makes an item a tombstone; `None` if it is known that there is no such item. The caller then says who owes an ack
     /// ([`Store::owe`]) and lets go of it ([`Store::vacate_if_unowed`]).
     pub(crate) fn remove(&mut self, id: TableId, opcode: &Opcode) -> Option<ItemId> {
         let keeps_all = self.tables[usize::from(id)].keeps_all();
-        let index = self.tables[usize::from(id)].find(self.hasher.hashed(opcode));
+        let hashed = self.hasher.hashed(opcode);
+        let index = self.tables[usize::from(id)].find(hashed);
         match index {
             None if keeps_all => return None,
             Some(index) if self.tables[usize::from(id)].items[index as usize].value == Value::Removed => {
@@ -364,7 +367,7 @@ impl Store {
         let Some(index) = index else {
             let created = ChangeNumber::NONE;
             let item = Item { opcode: opcode.clone(), value: Value::Removed, change, created, owed: 0 };
-            return Some(ItemId { table: id, index: table.insert(item) });
+            return Some(ItemId { table: id, index: table.insert(item, hashed.hash) });
         };
         let item = &mut table.items[index as usize];
         table.live -= 1;
@@ -394,7 +397,8 @@ impl Store {
         let table = &self.tables[usize::from(id.table)];
         let may_go = item.value == Value::Removed || (!table.keeps_all() && item.value.is_live());
         if item.owed == 0 && may_go {
-            self.tables[usize::from(id.table)].vacate(id.index);
+            let hash = self.hasher.hash(&item.opcode);
+            self.tables[usize::from(id.table)].vacate(id.index, hash);
         }
     }
 
@@ -469,12 +473,11 @@ impl TableStore {
 
     #[inline]
     fn find(&self, HashedOpcode { opcode, hash }: HashedOpcode<'_>) -> Option<u32> {
-        debug_assert_eq!(hash, self.index.hash(opcode), "hashed with another hasher");
         self.index.find(hash, |index| self.items[index as usize].opcode == *opcode)
     }
 
-    fn insert(&mut self, item: Item) -> u32 {
-        let hash = self.index.hash(&item.opcode);
+    /// Takes in an item whose opcode has this hash.
+    fn insert(&mut self, item: Item, hash: OpcodeHash) -> u32 {
         self.live += u32::from(item.value.is_live());
         self.pointers += u32::from(matches!(item.value, Value::Pointer(_)));
         let index = match self.vacant.pop() {
@@ -491,9 +494,9 @@ impl TableStore {
         index
     }
 
-    fn vacate(&mut self, index: u32) {
+    /// Frees the place of an item whose opcode has this hash.
+    fn vacate(&mut self, index: u32, hash: OpcodeHash) {
         let item = &mut self.items[index as usize];
-        let hash = self.index.hash(&item.opcode);
         self.live -= u32::from(item.value.is_live());
         self.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Vacant;
@@ -530,7 +533,7 @@ mod tests {
         value: NewValue<'_>,
         always: bool,
     ) -> Option<Changed> {
-        let opcode = store.hasher().clone().hashed(opcode);
+        let opcode = store.hasher().hashed(opcode);
         store.set(table, opcode, value, always)
     }
 

@@ -31,6 +31,7 @@ pub(super) struct LocalTable {
 pub(super) struct Records {
     places: Places,
     index: OpcodeIndex,
+    hasher: OpcodeHasher,
 }
 
 #[derive(Debug)]
@@ -111,7 +112,7 @@ impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
         let places = if keep_values { Places::Valued(Vec::new()) } else { Places::Bare(Vec::new()) };
-        Records { places, index: OpcodeIndex::new(OpcodeHasher::new()) }
+        Records { places, index: OpcodeIndex::new(), hasher: OpcodeHasher::new() }
     }
 
     #[inline]
@@ -138,7 +139,7 @@ impl Records {
     #[inline]
     pub(super) fn find(&self, opcode: &Opcode) -> Option<usize> {
         let is_it = |place: u32| self.entry(place as usize).opcode == *opcode;
-        self.index.find(self.index.hash(opcode), is_it).map(|place| place as usize)
+        self.index.find(self.hasher.hash(opcode), is_it).map(|place| place as usize)
     }
 
     /// The hash of this opcode. `None` if there are so few records that they are near in any case.
@@ -147,7 +148,7 @@ impl Records {
         if self.len() < FAR_RECORDS {
             return None;
         }
-        Some(self.index.hash(&Opcode::from_bytes(opcode).ok()?))
+        Some(self.hasher.hash(&Opcode::from_bytes(opcode).ok()?))
     }
 
     /// Has brought near what a look-up with this hash sees first.
@@ -211,7 +212,7 @@ impl Records {
     pub(super) fn insert(&mut self, opcode: Opcode, record: Record, value: &[u8]) {
         let place = self.len();
         let number = u32::try_from(place).expect("memory ends before 2^32 items");
-        self.index.insert(self.index.hash(&opcode), number);
+        self.index.insert(self.hasher.hash(&opcode), number);
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
         match &mut self.places {
             Places::Valued(places) => huge_pages::push(places, || {
@@ -259,10 +260,10 @@ impl Records {
 
     /// The last record takes the place of the one that goes.
     fn remove_at(&mut self, place: usize) -> Record {
-        self.index.remove(self.index.hash(&self.entry(place).opcode), place as u32);
+        self.index.remove(self.hasher.hash(&self.entry(place).opcode), place as u32);
         let last = self.len() - 1;
         if place < last {
-            self.index.replace(self.index.hash(&self.entry(last).opcode), last as u32, place as u32);
+            self.index.replace(self.hasher.hash(&self.entry(last).opcode), last as u32, place as u32);
         }
         match &mut self.places {
             Places::Valued(places) => places.swap_remove(place).entry.record,
