@@ -4,8 +4,8 @@
 //! Client and driver are the ones in C, built from the sources that `rusteron-media-driver` brings, and as that does it: for the
 //! processor at hand (`-march=native`) and without checks of bounds. A record is claimed and
 //! written in place, a poll takes as many as in Aeron's own samples, and logs are in memory before they are used. The driver is
-//! a process of the cell's own, on the cpus of the cell: one thread, which sleeps for up to a millisecond when it has nothing to
-//! do, as by default. So terms have their default size, 64 MiB: with small ones a publication would mostly wait for the driver.
+//! a process of the cell's own, on the cpus of the cell, with one thread, where it has three by default, as there are two cpus; that
+//! sleeps for up to a millisecond when it has nothing to do, as by default. So terms have their default size, 64 MiB: with small ones a publication would mostly wait for the driver.
 //!
 //! Its files are in a directory in /dev/shm whose name begins with the run's ([`scratch`]).
 
