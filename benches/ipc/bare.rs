@@ -52,9 +52,12 @@ impl Side {
         self.out.try_write_headed([], [value]).expect("a sane peer")
     }
 
-    /// Sends a value by itself, and publishes it.
+    /// Sends a value by itself, and publishes it, together with the room of what was received before.
     fn send_alone(&mut self, value: &[u8]) -> bool {
-        self.out.try_publish_headed([], [value]).expect("a sane peer")
+        let release = || _ = self.into.store_released();
+        let is_sent = self.out.try_publish_headed([], [value], release).expect("a sane peer");
+        self.into.handle_released();
+        is_sent
     }
 
     /// Sends values of so many bytes: in one go as far as there is a runway, one by one where there is none.
@@ -99,9 +102,9 @@ impl Side {
     fn receive(&mut self) -> u64 {
         loop {
             if let Some(value) = self.into.try_read(&mut self.scratch).expect("a sane peer") {
-                let n = record::verify(value);
-                self.into.release();
-                return n;
+                // In the cache line that has just come over.
+                self.out.look().expect("a sane peer");
+                return record::verify(value);
             }
             std::hint::spin_loop();
         }

@@ -30,7 +30,7 @@ struct State<'a> {
     /// A position that plausible garbage stays close to.
     near: u64,
     call: Call,
-    /// What this end stored last, by word.
+    /// What this end stored last, or of a consumer's start, what it was given last.
     cursor: u64,
     start: u64,
 }
@@ -59,7 +59,8 @@ pub(super) struct Header {
 impl<'a> HostileMemory<'a> {
     /// Of a ring that begins at `position`.
     pub(super) fn new(choices: Choices<'a>, capacity: u64, position: u64) -> HostileMemory<'a> {
-        let (call, near, cursor, start) = (Call::default(), position, position, position);
+        let (call, near, cursor, start) =
+            (Call::default(), position, position, position - position % capacity);
         let state = State { choices, near, call, cursor, start };
         HostileMemory { capacity, state: Rc::new(RefCell::new(state)) }
     }
@@ -95,28 +96,28 @@ impl<'a> HostileMemory<'a> {
     /// Mostly almost right, so that the checks behind the first one are reached too.
     fn make_up_position(&self) -> u64 {
         let near = self.state.borrow().near;
-        let mask = self.capacity - 1;
         let ring = 2 * self.capacity;
         self.choose(|choices| match choices.byte() % 16 {
             0 => choices.number(8),
             1 => near.wrapping_sub(choices.below(self.capacity)),
             2 => near.wrapping_add(choices.below(ring)),
             3..=6 => near.wrapping_add(self.capacity),
-            7 => (near | mask).wrapping_add(1).wrapping_add(8 * choices.below(ring / 8)),
-            8 => near,
+            7 | 8 => near,
             _ => near.wrapping_add(8 * choices.below(self.capacity / 8 + 1)),
         })
     }
 
+    /// The start before, or where this end is, mostly.
     fn make_up_start(&self) -> u64 {
-        let near = self.state.borrow().near;
-        self.choose(|choices| match choices.byte() % 8 {
+        let (near, before) = (self.state.borrow().near, self.state.borrow().start);
+        let start = self.choose(|choices| match choices.byte() % 16 {
             0 => choices.number(8),
             1 => near.wrapping_add(8 * choices.below(self.capacity / 8)),
-            // Where the ring begins anew.
-            2 | 3 => (near | (self.capacity - 1)).wrapping_add(1),
-            _ => near,
-        })
+            2..=6 => near,
+            _ => before,
+        });
+        self.state.borrow_mut().start = start;
+        start
     }
 
     fn make_up_header(&self, offset: usize) -> Header {
@@ -163,8 +164,8 @@ impl Memory for HostileMemory<'_> {
                 state.cursor = value;
             }
             Word::Start => {
-                let ahead = value.wrapping_sub(state.cursor);
-                assert!(value.is_multiple_of(self.capacity) && ahead <= self.capacity, "{ahead} ahead");
+                let known = [state.start, state.cursor];
+                assert!(known.contains(&value), "begun anew at {value}, neither of {known:?}");
                 state.start = value;
             }
             Word::Waits => {}

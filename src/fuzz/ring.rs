@@ -33,14 +33,16 @@ struct Readable {
     position: u64,
     /// The newest tail that was taken for one.
     tail: u64,
-    /// Nothing before it must be kept: what was released, or where the ring was begun anew since.
-    kept_from: u64,
+    released: u64,
+    /// The position whose place is the ring's first.
+    start: u64,
 }
 
 fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
     let capacity = memory.capacity;
     let mut consumer = Consumer::at(memory.clone(), capacity, begin);
-    let mut ring = Readable { capacity, position: begin, tail: begin, kept_from: begin };
+    let start = begin - begin % capacity;
+    let mut ring = Readable { capacity, position: begin, tail: begin, released: begin, start };
     let mut scratch = Vec::new();
     for _ in 0..MAX_CALLS {
         if memory.choose(|choices| choices.is_used_up()) {
@@ -66,7 +68,7 @@ fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
             0..=3 => ring.release(&mut consumer, memory),
             4 => {
                 // Whoever has read nothing since has nothing to release.
-                if ring.kept_from != ring.position {
+                if ring.released != ring.position {
                     ring.release(&mut consumer, memory);
                 }
                 consumer.start_waiting();
@@ -83,17 +85,21 @@ fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
 
 impl Readable {
     fn release(&mut self, consumer: &mut Consumer<HostileMemory<'_>>, memory: &HostileMemory<'_>) {
-        let is_new = self.kept_from != self.position;
+        let is_new = self.released != self.position;
         assert_eq!(consumer.release(), is_new);
         if is_new {
-            self.kept_from = self.position;
+            self.released = self.position;
             assert_eq!(memory.stored().0, self.position);
         }
         consumer.producer_must_be_rung();
     }
 
+    fn place(&self) -> u64 {
+        self.position.wrapping_sub(self.start) % self.capacity
+    }
+
     fn to_end(&self) -> u64 {
-        self.capacity - self.position % self.capacity
+        self.capacity - self.place()
     }
 
     /// The call has looked at the peer's words: what can it have believed?
@@ -102,24 +108,23 @@ impl Readable {
             return assert!(call.cursors.is_empty() && call.start.is_none(), "one look is enough");
         };
         assert_eq!(self.position, self.tail, "a cursor is looked at when there is nothing to read");
-        if let Some(RingError::StartOutOfPlace { .. } | RingError::TailUnaligned { .. }) = error {
-            return;
+        if let Some(RingError::TailOutOfRange { .. } | RingError::TailUnaligned { .. }) = error {
+            return assert_eq!(call.start, None, "nothing is begun anew for a tail that is none");
         }
-        if let Some(start) = call.start
-            && (1..=self.to_end()).contains(&start.wrapping_sub(self.position))
-        {
-            assert_eq!(start % self.capacity, 0, "it is begun anew at its start");
-            assert_eq!(self.kept_from, self.position, "all was released");
-            assert!((1..=self.capacity).contains(&cursor.wrapping_sub(start)), "something was written there");
-            (self.position, self.tail, self.kept_from) = (start, start, start);
-            saw("begun anew");
-        }
-        if let Some(RingError::TailOutOfRange { .. }) = error {
+        assert_eq!(call.start.is_some(), cursor != self.tail, "the start is looked at with each new tail");
+        if let Some(RingError::StartOutOfPlace { .. }) = error {
             return;
         }
         assert!(cursor.is_multiple_of(8), "a record cannot end there");
-        let (ahead, held) = (cursor.wrapping_sub(self.position), cursor.wrapping_sub(self.kept_from));
+        let (ahead, held) = (cursor.wrapping_sub(self.position), cursor.wrapping_sub(self.released));
         assert!(ahead <= held && held <= self.capacity, "{ahead} of {held} bytes");
+        if let Some(start) = call.start
+            && start != self.start
+        {
+            assert_eq!([start; 2], [self.position, self.released], "all was released");
+            self.start = start;
+            saw("begun anew");
+        }
         self.tail = cursor;
     }
 
@@ -147,7 +152,7 @@ impl Readable {
     }
 
     fn check_offset(&self, header: Header) {
-        assert_eq!(header.offset as u64, self.position % self.capacity);
+        assert_eq!(header.offset as u64, self.place());
     }
 
     /// Whether an error says what is the case; answers which one it is.
@@ -167,7 +172,7 @@ impl Readable {
         match error {
             RingError::TailOutOfRange { found, at_least, at_most } => {
                 assert_eq!(call.cursors, [found]);
-                assert_eq!([at_least, at_most], [self.position, self.kept_from.wrapping_add(self.capacity)]);
+                assert_eq!([at_least, at_most], [self.position, self.released.wrapping_add(self.capacity)]);
                 assert!(found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least), "{error}");
                 "tail out of range"
             }
@@ -175,12 +180,10 @@ impl Readable {
                 assert!(call.cursors == [found] && found % 8 != 0, "{error}");
                 "tail unaligned"
             }
-            RingError::StartOutOfPlace { found, expected, tail, released } => {
-                assert_eq!((call.start, &call.cursors[..]), (Some(found), &[tail][..]));
-                assert_eq!(expected, self.position.wrapping_add(self.to_end()));
-                assert_eq!(released, self.kept_from);
-                let is_far = !(1..=self.capacity).contains(&tail.wrapping_sub(found));
-                assert!(found != expected || released != self.position || is_far, "{error}");
+            RingError::StartOutOfPlace { found, position, released } => {
+                assert_eq!(call.start, Some(found));
+                assert_eq!([position, released], [self.position, self.released]);
+                assert!(found != self.start && (found != position || found != released), "{error}");
                 "start out of place"
             }
             RingError::UnknownKind { position, found } => {
@@ -226,6 +229,8 @@ struct Writable {
     published: u64,
     /// The newest head that was taken for one.
     head: u64,
+    /// The position whose place is the ring's first.
+    start: u64,
     /// What was taken and is not in the ring yet: the producer combines it.
     missing: VecDeque<Missing>,
 }
@@ -235,8 +240,14 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
     let mut producer = Producer::at(memory.clone(), capacity, begin);
     // Else a ring as small as these is never begun anew.
     producer.set_hot_bytes(64 << memory.choose(|choices| choices.below(2)));
-    let mut ring =
-        Writable { capacity, written: begin, published: begin, head: begin, missing: VecDeque::new() };
+    let mut ring = Writable {
+        capacity,
+        written: begin,
+        published: begin,
+        head: begin,
+        start: begin - begin % capacity,
+        missing: VecDeque::new(),
+    };
     let payload = vec![7; producer.max_payload()];
     for _ in 0..MAX_CALLS {
         if memory.choose(|choices| choices.is_used_up()) {
@@ -251,16 +262,16 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
             producer.write_run(std::iter::once(([], [&payload[..len]])));
             Ok(true)
         } else if at_once {
-            producer.try_publish_headed([], [&payload[..len]])
+            producer.try_publish_headed([], [&payload[..len]], || ())
         } else {
             producer.try_write([&payload[..len]])
         };
         let call = memory.end_call();
         assert!(call.accesses <= MAX_WRITE_ACCESSES, "{} accesses in one call", call.accesses);
-        saw(ring.handle_head(&call, outcome.err()));
+        ring.handle_head(&call, outcome.err(), saw);
         match outcome {
             Ok(true) => {
-                ring.handle_written(memory.stored().1, len, saw);
+                ring.handle_written(len, saw);
                 ring.handle_writes(&call);
                 saw(if ring.missing.is_empty() { "written at once" } else { "to be written later" });
                 if at_once {
@@ -272,7 +283,7 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
         }
         if outcome == Ok(false) {
             // Padding and record did not fit, and padding is shorter than the longest record.
-            let held = ring.written.wrapping_sub(ring.kept_from(memory.stored().1));
+            let held = ring.written.wrapping_sub(ring.head);
             assert!(
                 held + record_bytes(len) + capacity / 4 > capacity,
                 "{held} bytes and {len} are no ring full"
@@ -291,7 +302,7 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
             }
             3 => {
                 let outcome = producer.released();
-                ring.handle_head(&memory.end_call(), outcome.err());
+                ring.handle_head(&memory.end_call(), outcome.err(), saw);
                 assert!(outcome.is_err() || outcome == Ok(ring.head));
             }
             4 => {
@@ -299,15 +310,17 @@ fn produce(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
                 ring.handle_published(&memory.end_call());
                 producer.start_waiting();
                 let outcome = producer.has_room_for(len);
-                ring.handle_head(&memory.end_call(), outcome.err());
+                ring.handle_head(&memory.end_call(), outcome.err(), saw);
                 producer.stop_waiting();
             }
             _ => {}
         }
         memory.end_call();
-        let kept = ring.written.wrapping_sub(ring.kept_from(memory.stored().1));
-        assert_eq!(producer.staged_bytes(), kept.min(ring.written.wrapping_sub(ring.published)));
+        assert_eq!(producer.staged_bytes(), ring.written.wrapping_sub(ring.published));
         assert_eq!(memory.stored().0, ring.published);
+        if ring.published != ring.start {
+            assert_eq!(memory.stored().1, ring.start, "the consumer knows where the ring begins");
+        }
     }
 }
 
@@ -319,22 +332,20 @@ impl Writable {
         memory.begin_call(near);
     }
 
-    /// Nothing before it must be kept.
-    fn kept_from(&self, start: u64) -> u64 {
-        let is_ahead = start.wrapping_sub(self.head) <= self.written.wrapping_sub(self.head);
-        if is_ahead { start } else { self.head }
-    }
-
-    /// The call has looked at the peer's cursor: is it one? Answers what it was.
-    fn handle_head(&mut self, call: &Call, error: Option<RingError>) -> &'static str {
+    /// The call has looked at the peer's cursor: is it one?
+    fn handle_head(&mut self, call: &Call, error: Option<RingError>, saw: Saw<'_>) {
         assert!(call.start.is_none(), "a consumer begins nothing");
         let taken = call.cursors.len() - usize::from(error.is_some());
         for cursor in &call.cursors[..taken] {
             let ahead = cursor.wrapping_sub(self.head);
             assert!(ahead <= self.published.wrapping_sub(self.head) && cursor.is_multiple_of(8));
             self.head = *cursor;
+            if self.head == self.written && self.head != self.start {
+                self.start = self.head;
+                saw("begun anew");
+            }
         }
-        match error {
+        saw(match error {
             None => "head, or no look at it",
             Some(RingError::HeadOutOfRange { found, at_least, at_most }) => {
                 assert_eq!(call.cursors.last(), Some(&found));
@@ -348,30 +359,27 @@ impl Writable {
                 "head unaligned"
             }
             Some(error) => panic!("{error} is no error of a producer"),
-        }
+        });
     }
 
-    fn handle_written(&mut self, start: u64, len: usize, saw: Saw<'_>) {
-        let before = self.written;
-        let begun_anew = start.wrapping_sub(before) <= self.capacity && start != before;
-        if begun_anew {
-            assert!(self.head == before && self.published == before, "something was to be kept");
-            self.written = start;
-            saw("begun anew");
-        }
-        let to_end = self.capacity - self.written % self.capacity;
+    fn place(&self) -> u64 {
+        self.written.wrapping_sub(self.start) % self.capacity
+    }
+
+    fn handle_written(&mut self, len: usize, saw: Saw<'_>) {
+        let to_end = self.capacity - self.place();
         if record_bytes(len) > to_end {
-            let offset = (self.written % self.capacity) as usize;
+            let offset = self.place() as usize;
             let end = offset + HEADER as usize;
             self.missing.push_back(Missing { offset, end, at_most: end });
             self.written = self.written.wrapping_add(to_end);
             saw("padding written");
         }
-        let offset = (self.written % self.capacity) as usize;
+        let offset = self.place() as usize;
         let (end, at_most) = (offset + HEADER as usize + len, offset + record_bytes(len) as usize);
         self.missing.push_back(Missing { offset, end, at_most });
         self.written = self.written.wrapping_add(record_bytes(len));
-        let held = self.written.wrapping_sub(self.kept_from(start));
+        let held = self.written.wrapping_sub(self.head);
         assert!(held <= self.capacity, "{held} bytes in a ring of {}", self.capacity);
     }
 

@@ -18,6 +18,8 @@ struct Pair {
     /// Records that were written and not read, those that are not published last.
     unread: VecDeque<Vec<u8>>,
     published: usize,
+    /// Where the ring began at first.
+    begin: u64,
     /// What was read and not released takes up, and what is unread.
     unreleased_bytes: u64,
     unread_bytes: u64,
@@ -32,10 +34,12 @@ struct Pair {
 pub(super) fn run(input: &[u8], saw: Saw<'_>) {
     let mut choices = Choices::new(input);
     let capacity = 64 << choices.below(6);
-    let (mut producer, consumer) = ring_at(capacity, choices.begin());
+    let begin = choices.begin();
+    let (mut producer, consumer) = ring_at(capacity, begin);
     producer.set_hot_bytes(64 << choices.below(4));
     let mut pair = Pair {
         capacity,
+        begin,
         producer,
         consumer,
         unread: VecDeque::new(),
@@ -59,7 +63,8 @@ pub(super) fn run(input: &[u8], saw: Saw<'_>) {
             }
             6 | 7 => pair.publish(saw),
             8..=11 => pair.read(saw),
-            12 | 13 => pair.release(saw),
+            12 => pair.release(saw),
+            13 => pair.look(saw),
             14 => pair.consumer_sleeps(saw),
             _ => pair.producer_sleeps(saw),
         }
@@ -113,6 +118,18 @@ impl Pair {
         self.unread_bytes += payloads.iter().map(|payload| record_bytes(payload.len())).sum::<u64>();
         saw(if payloads.len() > 1 { "a run written" } else { "no runway, or not for two" });
         self.unread.extend(payloads);
+    }
+
+    /// The producer sees what was released, and begins anew if that is all.
+    fn look(&mut self, saw: Saw<'_>) {
+        self.producer.released().expect("a consumer that keeps the rules");
+        if self.unread_bytes == 0 && self.unreleased_bytes == 0 {
+            assert!(
+                self.producer.runway() > 0 || self.producer.written() == self.begin,
+                "from the ring's start"
+            );
+            saw("looked, drained");
+        }
     }
 
     fn payload(&mut self, len: usize) -> Vec<u8> {

@@ -107,6 +107,9 @@ impl<P: Platform> IncomingLink<P> {
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
         let mut since_ring = 0;
+        if self.stream.looks < LOOKS_OF_A_STREAM && self.changes.has_seen_more() {
+            self.acks.look()?;
+        }
         if self.ack_ring_full {
             self.send_acks(core)?;
         }
@@ -127,7 +130,6 @@ impl<P: Platform> IncomingLink<P> {
                 consumed += 1;
                 if consumed.is_multiple_of(RECORDS_PER_ACK) || since_ring >= self.bytes_per_ring {
                     self.send_acks(core)?;
-                    self.changes.release_at(P::now);
                 }
                 if since_ring >= self.bytes_per_ring {
                     since_ring = 0;
@@ -138,7 +140,6 @@ impl<P: Platform> IncomingLink<P> {
         }
         if consumed > 0 {
             self.send_acks(core)?;
-            self.changes.release_at(P::now);
             self.ring_for_room()?;
         }
         self.stream.handle_look(consumed);
@@ -322,9 +323,10 @@ impl<P: Platform> IncomingLink<P> {
         self.ack_ring_full
     }
 
-    /// Sends the acks that are due, as far as there is room for them.
+    /// Sends the acks that are due, as far as there is room for them, and gives back the room of what was consumed.
     pub(crate) fn send_acks(&mut self, core: &mut DestinationCore) -> Result<(), LinkError> {
         if self.source_gone {
+            self.changes.release_at(P::now);
             while core.poll_ack().is_some() {
                 core.handle_ack_sent();
             }
@@ -332,14 +334,22 @@ impl<P: Platform> IncomingLink<P> {
             return Ok(());
         }
         let was_full = std::mem::take(&mut self.ack_ring_full);
+        let mut published = false;
         while let Some(ack) = core.poll_ack() {
-            if !self.acks.try_write_headed(ack.encode(), [])? {
+            // The room of what is acknowledged goes back with its last ack, and no sooner: what has left the ring is acknowledged.
+            let is_last = core.acks_due() == 1;
+            let release = || _ = is_last && self.changes.store_released();
+            if !self.acks.try_publish_headed(ack.encode(), [], release)? {
                 self.ack_ring_full = true;
                 break;
             }
             core.handle_ack_sent();
+            published = true;
+            if is_last {
+                self.changes.handle_released_at(P::now);
+            }
         }
-        let published = self.acks.publish();
+        self.changes.release_at(P::now);
         if self.ack_ring_full {
             // The source drains when it is rung, and rings back when it has made room. It may have done so already and
             // the ring be full anew.

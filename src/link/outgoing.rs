@@ -197,6 +197,10 @@ impl<P: Platform> OutgoingLink<P> {
     pub(crate) fn await_acks(&mut self, core: &mut SourceCore) {
         // A link that broke may have stopped in the middle of its acks, and then it cannot wait.
         if self.failed.is_none() {
+            if let Err(error) = self.release_acks() {
+                self.failed = Some(error);
+                return;
+            }
             self.acks.start_waiting();
             self.drain_acks(core);
         }
@@ -292,7 +296,9 @@ impl<P: Platform> OutgoingLink<P> {
     fn send(&mut self, frame: &Frame<'_>) -> Result<bool, LinkError> {
         debug_assert_eq!(self.staged, 0, "whoever stages something publishes it before the lock is free");
         let (opcode, value) = frame.body();
-        let is_published = self.changes.try_publish_headed(frame.header(), [opcode, value])?;
+        let release = || _ = self.acks.store_released();
+        let is_published = self.changes.try_publish_headed(frame.header(), [opcode, value], release)?;
+        self.acks.handle_released();
         if is_published {
             self.sent_since_drain += 1;
             self.ring_if_asleep()?;
@@ -329,6 +335,7 @@ impl<P: Platform> OutgoingLink<P> {
     #[inline(always)]
     fn publish(&mut self) -> Result<(), LinkError> {
         self.sent_since_drain += std::mem::take(&mut self.staged);
+        self.acks.release();
         if self.changes.publish() {
             self.ring_if_asleep()?;
         }
@@ -362,9 +369,21 @@ impl<P: Platform> OutgoingLink<P> {
 
     fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
         self.sent_since_drain = 0;
+        if self.acks.is_empty()? {
+            return Ok(());
+        }
+        // In the line that has just come over.
+        self.changes.look()?;
         while let Some(record) = self.acks.try_read(&mut self.scratch)? {
             core.handle_ack(self.session, Ack::decode(record)?)?;
         }
+        if self.acks.is_release_due() {
+            self.release_acks()?;
+        }
+        Ok(())
+    }
+
+    fn release_acks(&mut self) -> Result<(), LinkError> {
         if self.acks.release() && self.acks.producer_must_be_rung() {
             self.peer.ring()?;
         }

@@ -316,6 +316,12 @@ impl DestinationCore {
         }
     }
 
+    /// How many acks are to be sent.
+    #[inline]
+    pub(crate) fn acks_due(&self) -> usize {
+        self.link.as_ref().map_or(0, |link| link.acks.len())
+    }
+
     /// Whether so many acks wait that nothing more may be consumed.
     pub(crate) fn is_congested(&self) -> bool {
         self.link.as_ref().is_some_and(|link| link.acks.len() >= MAX_PENDING_ACKS)

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use raw_sync::Timeout;
 use raw_sync::events::{Event, EventImpl, EventInit, EventState};
 
-use super::layout::{DATA, EVENT};
+use super::layout::{EVENT, EVENT_BYTES};
 use super::{Mapping, OwnRegion, PeerRegion};
 
 /// Where this side waits.
@@ -115,7 +115,7 @@ impl PeerEvent {
 fn place(map: &Mapping) -> *mut u8 {
     let at = map.at(EVENT);
     let needed = Event::size_of(Some(at));
-    assert!(needed <= DATA - EVENT, "an event of {needed} bytes");
+    assert!(needed <= EVENT_BYTES, "an event of {needed} bytes");
     at
 }
 

@@ -4,16 +4,15 @@
 //!    0 ┌───────────────────────────────────────────────────────────────────────┐
 //!      │ magic u64 │ version u32 │ kind u32 │ ring bytes u64 │ identity u64     │ once, magic last
 //!  128 ├───────────────────────────────────────────────────────────────────────┤
-//!      │ tail u64            of the ring that the creator produces into        │ every batch
-//!      │ start u64           where that ring was last begun anew               │ when it was empty
-//!  256 ├───────────────────────────────────────────────────────────────────────┤
-//!      │ head u64            of the ring that the creator consumes from        │ every batch
-//!  384 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ producer waits u64  of the ring that the creator produces into        │ around sleeps
 //!      │ consumer waits u64  of the ring that the creator consumes from        │ around sleeps
-//! 1024 ├───────────────────────────────────────────────────────────────────────┤
+//!  256 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ event               where the creator waits, with `wait-raw-sync` only │ around sleeps
-//! 4096 ├───────────────────────────────────────────────────────────────────────┤
+//! 1024 ├───────────────────────────────────────────────────────────────────────┤
+//!      │ head u64            of the ring that the creator consumes from        │ every batch
+//!      │ start u64           where the ring below was last begun anew          │ every batch
+//!      │ tail u64            of the ring below                                 │ every batch
+//! 1048 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ data                of the ring that the creator produces into        │ every record
 //!      └───────────────────────────────────────────────────────────────────────┘ padded to a page
 //! ```
@@ -21,6 +20,9 @@
 //! Both regions of a link look like this, and only the creator writes either (but for the event): one ring's cursors
 //! therefore lie in two regions. All integers have the host's byte order. Words that different threads poll at
 //! different times are 128 bytes apart, since processors fetch cache lines in pairs.
+//!
+//! What a side tells its peer with a record lies together: the cursors and the first bytes of the data are one cache line. A ring that
+//! has run empty is begun anew at its start, so a record by itself is in that line, and in the next ones if it is longer than 40 bytes.
 
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -126,7 +128,7 @@ fn in_pages(ring_bytes: u64, page_bytes: u64) -> u64 {
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"shmirror");
 
 /// Changes with every change of this file's picture.
-pub(super) const LAYOUT_VERSION: u32 = 2;
+pub(super) const LAYOUT_VERSION: u32 = 3;
 
 /// The smallest ring: room for a few of the smallest records.
 pub(crate) const MIN_RING_BYTES: u64 = 256;
@@ -136,19 +138,19 @@ pub(crate) const MAX_RING_BYTES: u64 = 1 << 30;
 const FALSE_SHARING_BYTES: usize = 128;
 const WORD_BYTES: usize = size_of::<u64>();
 
-/// Where the event lies at which a destination waits that waits through `raw_sync`; in its own region.
-#[cfg(feature = "wait-raw-sync")]
-pub(super) const EVENT: usize = 1024;
-
 pub(super) const HEADER: usize = 0;
 pub(super) const HEADER_BYTES: usize = size_of::<RawHeader>();
-const TAIL: usize = HEADER + FALSE_SHARING_BYTES;
-/// In the tail's cache line: both are read together.
-const START: usize = TAIL + WORD_BYTES;
-const HEAD: usize = TAIL + FALSE_SHARING_BYTES;
-const PRODUCER_WAITS: usize = HEAD + FALSE_SHARING_BYTES;
+const PRODUCER_WAITS: usize = HEADER + FALSE_SHARING_BYTES;
 const CONSUMER_WAITS: usize = PRODUCER_WAITS + WORD_BYTES;
-pub(super) const DATA: usize = 4096;
+/// Where the event lies at which a destination waits that waits through `raw_sync`; in its own region.
+#[cfg(feature = "wait-raw-sync")]
+pub(super) const EVENT: usize = 256;
+#[cfg(feature = "wait-raw-sync")]
+pub(super) const EVENT_BYTES: usize = HEAD - EVENT;
+const HEAD: usize = 1024;
+const START: usize = HEAD + WORD_BYTES;
+const TAIL: usize = START + WORD_BYTES;
+pub(super) const DATA: usize = TAIL + WORD_BYTES;
 
 const _: () = assert!(HEADER_BYTES == 32);
 const _: () = assert!(std::mem::offset_of!(RawHeader, magic) == 0);
@@ -157,17 +159,16 @@ const _: () = assert!(std::mem::offset_of!(RawHeader, version) == 8);
 const _: () = assert!(std::mem::offset_of!(RawHeader, kind) == 12);
 const _: () = assert!(std::mem::offset_of!(RawHeader, ring_bytes) == 16);
 const _: () = assert!(std::mem::offset_of!(RawHeader, identity) == 24);
-const _: () = assert!(HEADER + HEADER_BYTES <= TAIL);
-const _: () =
-    assert!(TAIL == 128 && START == 136 && HEAD == 256 && PRODUCER_WAITS == 384 && CONSUMER_WAITS == 392);
+const _: () = assert!(HEADER + HEADER_BYTES <= PRODUCER_WAITS);
+const _: () = assert!(PRODUCER_WAITS == 128 && CONSUMER_WAITS == 136);
+const _: () = assert!(HEAD == 1024 && START == 1032 && TAIL == 1040 && DATA == 1048);
+const _: () = assert!(HEAD.is_multiple_of(FALSE_SHARING_BYTES) && DATA.is_multiple_of(WORD_BYTES));
 const _: () = assert!(align_of::<std::sync::atomic::AtomicU64>() == WORD_BYTES, "the words are as far apart");
-const _: () = assert!(CONSUMER_WAITS + WORD_BYTES <= DATA);
 #[cfg(feature = "wait-raw-sync")]
 const _: () = assert!(
-    CONSUMER_WAITS + WORD_BYTES <= EVENT && EVENT < DATA && EVENT.is_multiple_of(FALSE_SHARING_BYTES),
+    CONSUMER_WAITS + WORD_BYTES <= EVENT && EVENT < HEAD && EVENT.is_multiple_of(FALSE_SHARING_BYTES),
     "the event is apart from the words that are polled"
 );
-const _: () = assert!(DATA.is_multiple_of(FALSE_SHARING_BYTES));
 const _: () = assert!(MAX_RING_BYTES.is_power_of_two() && MIN_RING_BYTES.is_power_of_two());
 
 #[cfg(test)]

@@ -195,7 +195,7 @@ fn header_that_differs_from_the_handshake_is_refused_with_both() {
             "ring_bytes is 3000, expected a power of two",
         ),
         (open_with_header(|header| header.magic = 0), "with 0x0000000000000000, expected 0x726f7272696d6873"),
-        (open_with_header(|header| header.version = 9), "layout version 9, expected 2"),
+        (open_with_header(|header| header.version = 9), "layout version 9, expected 3"),
         (open_with_header(|header| header.kind = 7), "of kind 7, expected 1 (change region)"),
         (open_with_header(|header| header.ring_bytes = 3), "a ring of 3 bytes, expected 65536"),
         (

@@ -22,8 +22,8 @@ pub(crate) struct Consumer<M> {
     geometry: Geometry,
     /// Where the next record begins. The only true copy, never read back.
     position: u64,
-    /// What was given back: what the head in shared memory says, or where the ring was begun anew, if nothing was released
-    /// since. Behind `position` until the next release; the producer may be one capacity ahead of it.
+    /// What was given back: what the head in shared memory says. Behind `position` until the next release; the producer may be one
+    /// capacity ahead of it.
     released: u64,
     /// The producer's tail as last seen, checked; the true one may be further on.
     tail: u64,
@@ -48,11 +48,11 @@ impl<M: ConsumerMemory> Consumer<M> {
     ///
     /// If `capacity` is no power of two or out of bounds, or `position` no multiple of 8.
     pub(crate) fn at(memory: M, capacity: u64, position: u64) -> Self {
-        assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
-        let eviction = memory.can_evict().then(|| Eviction::new(capacity, position));
+        let geometry = Geometry::new(capacity, position);
+        let eviction = memory.can_evict().then(|| Eviction::new(capacity, geometry.since_start(position)));
         Self {
             memory,
-            geometry: Geometry::new(capacity),
+            geometry,
             position,
             released: position,
             tail: position,
@@ -65,6 +65,18 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[cfg(any(test, fuzzing))]
     pub(crate) fn read_position(&self) -> u64 {
         self.position
+    }
+
+    /// The producer's tail, as it is now.
+    #[cfg(test)]
+    pub(crate) fn tail(&self) -> u64 {
+        self.memory.load_peer(Word::Cursor)
+    }
+
+    /// How many bytes have been read since the ring was last begun anew.
+    #[cfg(test)]
+    pub(crate) fn read_since_start(&self) -> u64 {
+        self.geometry.since_start(self.position)
     }
 
     /// Copies the next record into `scratch` and returns the part of `scratch` that it fills; `None` if the
@@ -111,27 +123,54 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(Some(start..start + len))
     }
 
+    /// Gives back the room of all that was read, with one store; returns whether there was anything.
+    #[inline]
+    pub(crate) fn release(&mut self) -> bool {
+        let is_more = self.store_released();
+        self.handle_released();
+        is_more
+    }
+
     /// As [`release`](Self::release). `now` is asked now and then, for what [`evict_some`](Self::evict_some) does.
     #[inline]
-    pub(crate) fn release_at(&mut self, now: impl Fn() -> Instant) -> bool {
+    pub(crate) fn release_at(&mut self, now: impl Fn() -> Instant) {
+        self.store_released();
+        self.handle_released_at(now);
+    }
+
+    /// The first half of [`release`](Self::release): the store, for whoever has something else to store in that cache line.
+    #[inline(always)]
+    pub(crate) fn store_released(&self) -> bool {
+        let is_more = self.position != self.released;
+        if is_more {
+            // Publishes that the copies out of these bytes are done; its partner is the Acquire fence behind the
+            // producer's load of the head, in `Producer::refresh_head`.
+            self.memory.store_own(Word::Cursor, self.position, Release);
+        }
+        is_more
+    }
+
+    /// The second half of [`release`](Self::release), before anything else is read.
+    #[inline(always)]
+    pub(crate) fn handle_released(&mut self) {
+        self.released = self.position;
+    }
+
+    /// The second half of [`release_at`](Self::release_at).
+    #[inline(always)]
+    pub(crate) fn handle_released_at(&mut self, now: impl Fn() -> Instant) {
         let bytes = self.position.wrapping_sub(self.released);
         if let Some(eviction) = &mut self.eviction {
             eviction.handle_released(bytes, now);
         }
-        self.release()
+        self.handle_released();
     }
 
-    /// Gives back the room of all that was read, with one store; returns whether there was anything.
+    /// Whether so much was read and not given back that the producer may come to wait for it: a quarter of the ring. Before it finds the ring
+    /// full, at least half of it is written.
     #[inline]
-    pub(crate) fn release(&mut self) -> bool {
-        if self.position == self.released {
-            return false;
-        }
-        // Publishes that the copies out of these bytes are done; its partner is the Acquire fence behind the
-        // producer's load of the head, in `Producer::refresh_head`.
-        self.memory.store_own(Word::Cursor, self.position, Release);
-        self.released = self.position;
-        true
+    pub(crate) fn is_release_due(&self) -> bool {
+        self.position.wrapping_sub(self.released) >= self.geometry.capacity() / 4
     }
 
     /// For a consumer that finds nothing to read, between two looks: gives up `most` of the cache lines of what was released, if the producer
@@ -139,13 +178,15 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[inline]
     pub(crate) fn evict_some(&mut self, most: usize) -> bool {
         let Some(eviction) = &mut self.eviction else { return false };
-        if eviction.is_done(self.released) {
+        let released = self.geometry.since_start(self.released);
+        if eviction.is_done(released) {
             return false;
         }
         let mut evicted = 0;
         while evicted < most
-            && let Some(line) = eviction.next_before(self.released)
+            && let Some(line) = eviction.next_before(released)
         {
+            let line = line.wrapping_add(self.geometry.start());
             if self.geometry.until_cold(line) == 0 {
                 self.memory.evict(self.geometry.offset(line));
                 evicted += 1;
@@ -278,20 +319,10 @@ impl<M: ConsumerMemory> Consumer<M> {
         self.memory.fence(Acquire);
         if found == self.position {
             // Whoever looks again finds the record at hand with the tail, and does not wait for the one after the other.
-            self.memory.prefetch(self.geometry.offset(found));
+            self.memory.prefetch(0);
             return Ok(());
         }
 
-        // Nothing is begun anew for the sake of a tail that is none.
-        if is_aligned(found) {
-            // Relaxed: not older than the tail, by the fence above. Its partner is the store in
-            // `Producer::begin_anew_if_drained`, before that of the tail.
-            let start = self.memory.load_peer(Word::Start);
-            let ahead = start.wrapping_sub(self.position);
-            if ahead > 0 && ahead <= self.geometry.to_end(self.position) {
-                self.begin_anew(start, found)?;
-            }
-        }
         let (at_least, at_most) = (self.position, self.released.wrapping_add(self.geometry.capacity()));
         if found.wrapping_sub(at_least) > at_most.wrapping_sub(at_least) {
             return Err(RingError::TailOutOfRange { found, at_least, at_most });
@@ -299,26 +330,26 @@ impl<M: ConsumerMemory> Consumer<M> {
         if !is_aligned(found) {
             return Err(RingError::TailUnaligned { found });
         }
+        // Relaxed: not older than the tail, by the fence above. Its partner is the store in `Producer::publish_tail`, before that
+        // of the tail.
+        let start = self.memory.load_peer(Word::Start);
+        if start != self.geometry.start() {
+            self.begin_anew(start)?;
+        }
         self.tail = found;
         Ok(())
     }
 
-    /// The producer has gone on at the ring's start. It does so only if all before was released, and to write something: a
-    /// start at its very tail would leave this side with a new position and nothing to read there.
-    #[cold]
-    fn begin_anew(&mut self, start: u64, tail: u64) -> Result<(), RingError> {
-        let expected = self.position.wrapping_add(self.geometry.to_end(self.position));
-        if start != expected
-            || self.position != self.released
-            || !(1..=self.geometry.capacity()).contains(&tail.wrapping_sub(start))
-        {
-            return Err(RingError::StartOutOfPlace { found: start, expected, tail, released: self.released });
+    /// The producer has gone on at the ring's start, which it does only if all before was released.
+    #[inline]
+    fn begin_anew(&mut self, start: u64) -> Result<(), RingError> {
+        let (position, released) = (self.position, self.released);
+        if start != position || start != released {
+            return Err(RingError::StartOutOfPlace { found: start, position, released });
         }
-        self.position = start;
-        // Nothing lies in between, so there is nothing to give back, and nothing that was read.
-        self.released = start;
+        self.geometry.begin_anew(start);
         if let Some(eviction) = &mut self.eviction {
-            eviction.pass(start);
+            eviction.pass(0);
         }
         Ok(())
     }

@@ -27,19 +27,17 @@ pub enum RingError {
         found: u64,
     },
 
-    /// The producer has begun the ring anew where it could not, or while there was something to read.
+    /// The producer has begun the ring anew elsewhere than where all was read and released.
     #[error(
-        "the ring was begun anew at {found} with the tail at {tail}, \
-         expected at {expected} with the tail beyond it and all up to there released, which is so up to {released}"
+        "the ring was begun anew at {found}, expected at {position}, up to where it was read, and all of that released, \
+         which is so up to {released}"
     )]
     StartOutOfPlace {
         /// The start in shared memory.
         found: u64,
-        /// The ring's start behind what was read.
-        expected: u64,
-        /// The tail that goes with it.
-        tail: u64,
-        /// How far the consumer has released.
+        /// How far the consumer has read.
+        position: u64,
+        /// How far it has released.
         released: u64,
     },
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
+use super::layout::start_of;
 use super::memory::{ConsumerMemory, Memory, ProducerMemory, Word};
 use super::{Consumer, Producer};
 
@@ -37,8 +38,9 @@ struct Words {
 }
 
 impl Words {
-    fn at(position: u64) -> Self {
-        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(position), waits: AtomicU64::new(0) }
+    fn at(capacity: u64, position: u64) -> Self {
+        let start = start_of(capacity, position);
+        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(start), waits: AtomicU64::new(0) }
     }
 
     fn of(&self, word: Word) -> &AtomicU64 {
@@ -55,8 +57,8 @@ impl HeapMemory {
     /// view.
     pub(crate) fn pair(capacity: u64, position: u64) -> (Self, Self) {
         let data: Arc<[_]> = (0..capacity).map(|_| AtomicU8::new(0)).collect();
-        let of_producer = Arc::new(Words::at(position));
-        let of_consumer = Arc::new(Words::at(position));
+        let of_producer = Arc::new(Words::at(capacity, position));
+        let of_consumer = Arc::new(Words::at(capacity, position));
         let producer = Self { own: of_producer.clone(), peer: of_consumer.clone(), data: data.clone() };
         let consumer = Self { own: of_consumer, peer: of_producer, data };
         (producer, consumer)

@@ -32,6 +32,9 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
 /// processor mostly has. See [`Geometry::until_cold`].
 const HOT_BYTES: u64 = 16384;
 
+/// A region's data begin in the middle of a cache line: so many bytes are in that and the next one.
+const NEAR_BYTES: u64 = 104;
+
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Geometry {
@@ -39,18 +42,21 @@ pub(super) struct Geometry {
     capacity: u64,
     /// A power of two.
     hot_bytes: u64,
+    /// The position whose place is the ring's first: where it was last begun anew, or a lap or more before.
+    start: u64,
 }
 
 impl Geometry {
     /// # Panics
     ///
     /// If the capacity is no power of two or out of bounds: callers have validated it.
-    pub(super) fn new(capacity: u64) -> Self {
+    pub(super) fn new(capacity: u64, position: u64) -> Self {
         assert!(
             capacity.is_power_of_two() && (MIN_CAPACITY_BYTES..=MAX_CAPACITY_BYTES).contains(&capacity),
             "ring capacity {capacity} is not a power of two from {MIN_CAPACITY_BYTES} to {MAX_CAPACITY_BYTES}"
         );
-        Self { capacity, hot_bytes: HOT_BYTES }
+        assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
+        Self { capacity, hot_bytes: HOT_BYTES, start: start_of(capacity, position) }
     }
 
     /// For models, whose rings are small.
@@ -64,6 +70,30 @@ impl Geometry {
         self.capacity
     }
 
+    /// See the field.
+    #[inline]
+    pub(super) fn start(self) -> u64 {
+        self.start
+    }
+
+    /// How many bytes there are from there to a position.
+    #[inline]
+    pub(super) fn since_start(self, position: u64) -> u64 {
+        position.wrapping_sub(self.start)
+    }
+
+    /// From `position` on records lie at the ring's start. Nothing before it is in the ring any more.
+    #[inline]
+    pub(super) fn begin_anew(&mut self, position: u64) {
+        self.start = position;
+    }
+
+    /// The place in the ring of a position.
+    #[inline]
+    fn place(self, position: u64) -> u64 {
+        self.since_start(position) & (self.capacity - 1)
+    }
+
     #[inline]
     pub(super) fn max_payload(self) -> usize {
         max_payload_bytes(self.capacity)
@@ -75,7 +105,13 @@ impl Geometry {
     /// caches of both sides: going round a large ring instead, a round trip took twice as long.
     #[inline]
     pub(super) fn until_cold(self, position: u64) -> u64 {
-        self.hot_bytes.saturating_sub(position & (self.capacity - 1))
+        self.hot_bytes.saturating_sub(self.place(position))
+    }
+
+    /// Whether what is written next shares a cache line with the ring's start, or lies in the line behind it.
+    #[inline]
+    pub(super) fn is_near_start(self, position: u64) -> bool {
+        self.since_start(position) < NEAR_BYTES
     }
 
     /// Behind the hot ones it is looked so often whether the ring is empty: that costs a line of the peer's.
@@ -84,17 +120,24 @@ impl Geometry {
         self.hot_bytes / 4
     }
 
-    /// The place in the ring of a position.
+    /// The place in the ring of a position, to index memory with.
     #[inline]
     pub(super) fn offset(self, position: u64) -> usize {
-        (position & (self.capacity - 1)) as usize
+        self.place(position) as usize
     }
 
     /// How many bytes lie between a position and the end of the ring; never zero.
     #[inline]
     pub(super) fn to_end(self, position: u64) -> u64 {
-        self.capacity - (position & (self.capacity - 1))
+        self.capacity - self.place(position)
     }
+}
+
+/// What the start word of a fresh ring holds that begins at `position`: its place is the first of the ring if that is a multiple of the
+/// capacity.
+#[inline]
+pub(super) const fn start_of(capacity: u64, position: u64) -> u64 {
+    position & !(capacity - 1)
 }
 
 /// Whether a position is one that a record can begin at.

@@ -12,13 +12,14 @@ use loom::cell::Cell;
 use loom::sync::atomic::{AtomicU64, fence};
 use loom::sync::{Condvar, Mutex};
 
+use super::layout::start_of;
 use super::memory::{ConsumerMemory, Memory, ProducerMemory, Word};
 use super::{Consumer, Producer};
 
 /// Both ends of a ring that begins at `position`.
 pub(crate) fn ring_at(capacity: u64, position: u64) -> (Producer<LoomMemory>, Consumer<LoomMemory>) {
-    let of_producer = Rc::new(Words::at(position));
-    let of_consumer = Rc::new(Words::at(position));
+    let of_producer = Rc::new(Words::at(capacity, position));
+    let of_consumer = Rc::new(Words::at(capacity, position));
     let data: Rc<[_]> = (0..capacity / 8).map(|_| Cell::new([0; 8])).collect();
     let producer = LoomMemory { own: of_producer.clone(), peer: of_consumer.clone(), data: data.clone() };
     let consumer = LoomMemory { own: of_consumer, peer: of_producer, data };
@@ -41,8 +42,9 @@ struct Words {
 }
 
 impl Words {
-    fn at(position: u64) -> Self {
-        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(position), waits: AtomicU64::new(0) }
+    fn at(capacity: u64, position: u64) -> Self {
+        let start = start_of(capacity, position);
+        Self { cursor: AtomicU64::new(position), start: AtomicU64::new(start), waits: AtomicU64::new(0) }
     }
 
     fn of(&self, word: Word) -> &AtomicU64 {

@@ -128,7 +128,10 @@ fn one_by_one() {
     loom::thread::spawn(move || {
         for (index, len) in LENGTHS.into_iter().enumerate() {
             assert_eq!(producer.runway() >= record_bytes(len), index == 1);
-            assert!(producer.try_publish_headed([], [&payload(index, len)]).unwrap(), "three records fit");
+            assert!(
+                producer.try_publish_headed([], [&payload(index, len)], || ()).unwrap(),
+                "three records fit"
+            );
         }
     });
 

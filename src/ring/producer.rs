@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::combine::Combined;
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, Header, is_aligned, record_bytes};
+use super::layout::{Geometry, Header, is_aligned, record_bytes, start_of};
 use super::memory::{ProducerMemory, Word, payload_bytes};
 
 /// The writing end of a ring.
@@ -23,10 +23,10 @@ pub(crate) struct Producer<M> {
     tail: u64,
     /// What the tail in shared memory says; behind `tail` while something is staged.
     published: u64,
+    /// What the start in shared memory says.
+    published_start: u64,
     /// The consumer's head as last seen; the true one may be further on.
     head: u64,
-    /// Where the ring was last begun anew, if that is beyond `head`, or `head`: nothing before it must be kept.
-    kept_from: u64,
     /// From there on it is looked whether the ring can begin anew, when nothing is staged.
     look_at: u64,
     /// So many bytes can be written at the tail, one behind the other, with nothing to be looked at or checked. None while records
@@ -62,14 +62,13 @@ impl<M: ProducerMemory> Producer<M> {
     ///
     /// If `capacity` is no power of two or out of bounds, or `position` no multiple of 8.
     pub(crate) fn at(memory: M, capacity: u64, position: u64) -> Self {
-        assert!(is_aligned(position), "a ring cannot begin at {position}, which is no multiple of 8");
         Self {
             memory,
-            geometry: Geometry::new(capacity),
+            geometry: Geometry::new(capacity, position),
             tail: position,
             published: position,
+            published_start: start_of(capacity, position),
             head: position,
-            kept_from: position,
             look_at: position,
             runway: 0,
             fetches: false,
@@ -96,12 +95,10 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail
     }
 
-    /// What is staged and not published, headers and padding included; not what lies before where the ring was begun anew.
+    /// What is staged and not published, headers and padding included.
     #[inline(always)]
     pub(crate) fn staged_bytes(&self) -> u64 {
-        let (since_publish, kept) =
-            (self.tail.wrapping_sub(self.published), self.tail.wrapping_sub(self.kept_from));
-        since_publish.min(kept)
+        self.tail.wrapping_sub(self.published)
     }
 
     /// Stages a record of these words, and of these pieces behind them; `false` if the ring is full. What the caller puts
@@ -130,18 +127,21 @@ impl<M: ProducerMemory> Producer<M> {
             self.tail = self.tail.wrapping_add(bytes);
             return Ok(true);
         }
-        if self.write_on_runway(len, head, pieces) {
+        if self.has_runway_for(len) {
+            self.runway -= bytes;
+            self.write(len, head, pieces);
             return Ok(true);
         }
         self.try_write_with_care(len, head, pieces)
     }
 
     /// Writes a record and publishes it, as [`try_write_headed`](Self::try_write_headed) and [`publish`](Self::publish) do; what is staged
-    /// is published with it.
+    /// is published with it. `store` is called in any case, behind the store of the tail: for what else is to be stored in that
+    /// cache line, as long as it is at hand.
     ///
     /// # Errors
     ///
-    /// As there; then nothing has changed.
+    /// As there; then nothing has changed, and `store` is not called.
     ///
     /// # Panics
     ///
@@ -151,34 +151,33 @@ impl<M: ProducerMemory> Producer<M> {
         &mut self,
         head: [[u8; 8]; H],
         pieces: [&[u8]; N],
+        store: impl FnOnce(),
     ) -> Result<bool, RingError> {
         let len = payload_bytes(&head, &pieces);
-        if self.write_on_runway(len, head, pieces) {
-            self.publish_tail();
+        if self.has_runway_for(len) {
+            // Lines that the consumer has come over one after the other if something else is stored in between, so what this side
+            // notes down comes last.
+            self.copy_in(len, head, pieces);
+            let tail = self.tail.wrapping_add(record_bytes(len));
+            self.store_tail(tail);
+            store();
+            self.runway -= record_bytes(len);
+            self.tail = tail;
+            self.handle_published();
             return Ok(true);
         }
         let is_written = self.try_write_with_care(len, head, pieces)?;
         if is_written {
             self.publish();
         }
+        store();
         Ok(is_written)
     }
 
-    /// Writes the first record of a message, if the runway is long enough: then nothing is to be looked at.
+    /// Whether a record is the first of a message and fits the runway: then nothing is to be looked at.
     #[inline(always)]
-    fn write_on_runway<const H: usize, const N: usize>(
-        &mut self,
-        len: usize,
-        head: [[u8; 8]; H],
-        pieces: [&[u8]; N],
-    ) -> bool {
-        let bytes = record_bytes(len);
-        let may_go = self.tail == self.published && bytes <= self.runway;
-        if may_go {
-            self.runway -= bytes;
-            self.write(len, head, pieces);
-        }
-        may_go
+    fn has_runway_for(&self, len: usize) -> bool {
+        self.tail == self.published && record_bytes(len) <= self.runway
     }
 
     /// Stages a record after a look at everything, and finds out until when that is not needed.
@@ -192,13 +191,13 @@ impl<M: ProducerMemory> Producer<M> {
         self.check_length(len);
         let is_first = self.tail == self.published;
         if is_first && self.until_look() == 0 && self.geometry.until_cold(self.tail) == 0 {
-            self.begin_anew_if_drained()?;
+            self.look_at = self.tail.wrapping_add(self.geometry.bytes_between_looks());
+            self.refresh_head()?;
         }
-        let bytes = record_bytes(len);
-        let padding = self.padding_before(len);
-        if !self.has_room(padding + bytes)? {
+        if !self.has_room(len)? {
             return Ok(false);
         }
+        let (bytes, padding) = (record_bytes(len), self.padding_before(len));
         self.write_combined();
         self.combined.close();
         (self.runway, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
@@ -251,11 +250,17 @@ impl<M: ProducerMemory> Producer<M> {
     /// Writes a record at the tail, where there is room for it.
     #[inline(always)]
     fn write<const H: usize, const N: usize>(&mut self, len: usize, head: [[u8; 8]; H], pieces: [&[u8]; N]) {
-        // Beyond the published tail the consumer does not read, so the order of these writes does not matter: the store of the
-        // tail in `publish_tail` comes after all of them.
+        self.copy_in(len, head, pieces);
+        self.tail = self.tail.wrapping_add(record_bytes(len));
+    }
+
+    /// Copies a record to where the next one goes.
+    #[inline(always)]
+    fn copy_in<const H: usize, const N: usize>(&self, len: usize, head: [[u8; 8]; H], pieces: [&[u8]; N]) {
+        // Beyond the published tail the consumer does not read, so the order of these writes does not matter: the store in
+        // `store_tail` comes after all of them.
         let header = Header::record(len).to_bytes();
         self.memory.copy_in_record(self.geometry.offset(self.tail), header, head, pieces);
-        self.tail = self.tail.wrapping_add(record_bytes(len));
         if self.fetches {
             self.memory.prefetch(self.geometry.offset(self.tail.wrapping_add(FETCHED_AHEAD_BYTES)));
         }
@@ -303,8 +308,7 @@ impl<M: ProducerMemory> Producer<M> {
     /// If `len` exceeds [`max_payload`](Self::max_payload).
     pub(crate) fn has_room_for(&mut self, len: usize) -> Result<bool, RingError> {
         self.check_length(len);
-        let padding = self.padding_before(len);
-        self.has_room(padding + record_bytes(len))
+        self.has_room(len)
     }
 
     /// Lets the consumer see all that is staged, with one store; returns whether there was anything.
@@ -315,21 +319,31 @@ impl<M: ProducerMemory> Producer<M> {
         }
         self.write_combined();
         self.combined.close();
-        self.publish_tail();
+        self.store_tail(self.tail);
+        self.handle_published();
         true
     }
 
-    /// Lets the consumer see all that is written.
+    /// Lets the consumer see what is written up to there.
     #[inline(always)]
-    fn publish_tail(&mut self) {
+    fn store_tail(&self, tail: u64) {
+        if self.geometry.start() != self.published_start {
+            // Relaxed: the consumer reads it behind the tail.
+            self.memory.store_own(Word::Start, self.geometry.start(), Relaxed);
+        }
+        // Publishes the headers, payloads and the start; its partner is the Acquire fence behind the consumer's load of the
+        // tail, in `Consumer::refresh_tail`.
+        self.memory.store_own(Word::Cursor, tail, Release);
+    }
+
+    #[inline(always)]
+    fn handle_published(&mut self) {
         if self.until_look() == 0 {
             // What comes next is written with care, and looks.
             self.runway = 0;
         }
-        // Publishes the staged headers and payloads; its partner is the Acquire fence behind the consumer's
-        // load of the tail, in `Consumer::refresh_tail`.
-        self.memory.store_own(Word::Cursor, self.tail, Release);
         self.published = self.tail;
+        self.published_start = self.geometry.start();
     }
 
     /// Looks at the consumer's cursor: everything below the returned position has left the ring.
@@ -340,6 +354,17 @@ impl<M: ProducerMemory> Producer<M> {
     pub(crate) fn released(&mut self) -> Result<u64, RingError> {
         self.refresh_head()?;
         Ok(self.head)
+    }
+
+    /// For when the consumer's cursor is at hand, because its cache line has just come over with something else: goes on at the ring's start if
+    /// everything has left the ring, unless that is near anyway. Records that come one by one then lie in the same few lines.
+    ///
+    /// # Errors
+    ///
+    /// As [`released`](Self::released).
+    #[inline]
+    pub(crate) fn look(&mut self) -> Result<(), RingError> {
+        if self.geometry.is_near_start(self.tail) { Ok(()) } else { self.refresh_head() }
     }
 
     /// Whether the consumer sleeps and must be rung for what was published: once per wait of the consumer. To
@@ -392,37 +417,20 @@ impl<M: ProducerMemory> Producer<M> {
         if record_bytes(len) > to_end { to_end } else { 0 }
     }
 
-    /// If the consumer has released all that was written, goes on at the ring's start. The consumer finds out when it sees
-    /// the tail of what is written next.
-    #[cold]
-    fn begin_anew_if_drained(&mut self) -> Result<(), RingError> {
-        if self.head != self.tail {
-            self.refresh_head()?;
-        }
-        if self.head == self.tail {
-            self.tail = self.tail.wrapping_add(self.geometry.to_end(self.tail));
-            self.kept_from = self.tail;
-            // Relaxed: the consumer reads it behind the tail that is stored next, in `publish_tail`, and until then nothing is
-            // there that it could read.
-            self.memory.store_own(Word::Start, self.tail, Relaxed);
-        }
-        self.look_at = self.tail.wrapping_add(self.geometry.bytes_between_looks());
-        Ok(())
-    }
-
+    /// Whether a record of `len` bytes has room, and the padding before it, as far as this side knows or else sees.
     #[inline]
-    fn has_room(&mut self, bytes: u64) -> Result<bool, RingError> {
-        if bytes <= self.free_bytes() {
+    fn has_room(&mut self, len: usize) -> Result<bool, RingError> {
+        if self.padding_before(len) + record_bytes(len) <= self.free_bytes() {
             return Ok(true);
         }
         self.refresh_head()?;
-        Ok(bytes <= self.free_bytes())
+        Ok(self.padding_before(len) + record_bytes(len) <= self.free_bytes())
     }
 
     /// What is free as far as this side knows; the consumer may have released more.
     #[inline]
     fn free_bytes(&self) -> u64 {
-        self.geometry.capacity() - self.tail.wrapping_sub(self.kept_from)
+        self.geometry.capacity() - self.tail.wrapping_sub(self.head)
     }
 
     fn refresh_head(&mut self) -> Result<(), RingError> {
@@ -439,10 +447,18 @@ impl<M: ProducerMemory> Producer<M> {
         if !is_aligned(found) {
             return Err(RingError::HeadUnaligned { found });
         }
-        // What lies between the head and a new beginning is nothing.
-        let from_head = self.kept_from.wrapping_sub(self.head);
-        self.kept_from = found.wrapping_add(from_head.saturating_sub(found.wrapping_sub(at_least)));
         self.head = found;
+        if found == self.tail && found != self.geometry.start() {
+            self.begin_anew();
+        }
         Ok(())
+    }
+
+    /// Nothing is in the ring: goes on at its start, where the cache lines lie that served the last time. The consumer finds out when it sees
+    /// the tail of what is written next.
+    #[inline]
+    fn begin_anew(&mut self) {
+        self.geometry.begin_anew(self.tail);
+        self.find_runway();
     }
 }

@@ -236,7 +236,7 @@ fn region_that_is_not_what_the_hello_says_is_answered_with_the_reason() {
         ),
         (
             header(MAGIC, 9, ACK_REGION, ACK_RING_BYTES),
-            "the peer's region has layout version 9, expected 2; use the same version of shmirror on both sides",
+            "the peer's region has layout version 9, expected 3; use the same version of shmirror on both sides",
         ),
         (
             header(MAGIC, LAYOUT_VERSION, CHANGE_REGION, ACK_RING_BYTES),
