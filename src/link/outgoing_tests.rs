@@ -77,9 +77,11 @@ struct World {
     shared: Shared<Heap>,
     table: TableId,
     received: std::sync::Arc<Mutex<Received>>,
-    /// What the destination writes its acks to, of which there are none.
-    _acks: Producer<HeapMemory>,
+    /// What the destination writes its acks to.
+    acks: Producer<HeapMemory>,
 }
+
+const ACK_RING_BYTES: u64 = 4096;
 
 impl World {
     fn new(policy: ResendPolicy) -> World {
@@ -90,14 +92,14 @@ impl World {
         let table: TableId = core.table("t", Retention::Newest).unwrap();
         let shared = Shared::<Heap>::new(core, policy, RING_BYTES, Wake::new().unwrap());
         let (changes, consumer) = ring(RING_BYTES);
-        let (_acks, acks) = ring(RING_BYTES);
+        let (producer, acks) = ring(ACK_RING_BYTES);
         let received = std::sync::Arc::new(Mutex::new(Received { changes: consumer, messages: Vec::new() }));
         received.lock().unwrap().changes.start_waiting();
         let peer = Sleeper(received.clone());
         let id = DestinationId { pid: 1, attachment: 1 };
         shared
             .add_link(Subscription::all(), |session, _| OutgoingLink::new(session, id, peer, changes, acks));
-        World { shared, table, received, _acks }
+        World { shared, table, received, acks: producer }
     }
 
     /// Sets an item and does not publish it. Answers whether nothing was left to be done.
@@ -106,6 +108,16 @@ impl World {
         let mut state = self.shared.lock();
         let set = self.shared.set(&mut state, self.table, self.shared.hashed(&opcode), NewValue::Data(value));
         set.expect("another value").at_once
+    }
+
+    /// Acknowledges these records one by one, of changes each of which was sent once, and has the source look.
+    fn acknowledge(&mut self, ordinals: std::ops::Range<u64>) {
+        for ordinal in ordinals {
+            let seq = SyncSeq::from(ordinal as u32 + 1);
+            let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };
+            assert!(self.acks.try_publish_headed(ack.encode(), [], || ()).unwrap());
+        }
+        self.shared.drain_acks(&mut self.shared.lock());
     }
 
     fn publish(&self) {
@@ -165,6 +177,37 @@ fn who_sets_one_change_after_the_other_is_sent_to_look_for_acks_now_and_then() {
     }
     assert!((2..=3).contains(&looks), "{looks} in {} frames", 3 * FRAMES_PER_DRAIN);
     assert_eq!(world.messages().len(), 1 + 3 * FRAMES_PER_DRAIN as usize, "each a message of its own");
+}
+
+#[test]
+fn room_for_acks_goes_back_with_the_next_change_or_when_it_may_be_missed_or_before_the_source_sleeps() {
+    const ACK: u64 = record_bytes(Ack::BYTES);
+    let mut world = World::new(ResendPolicy::default());
+    for change in 0..200u32 {
+        world.set(1, &change.to_ne_bytes());
+        world.publish();
+    }
+    world.acknowledge(0..10);
+    assert_eq!(world.acks.released(), Ok(0), "it is stored where the destination looks for changes");
+    assert!(world.set(1, b"one more"));
+    assert_eq!(world.acks.released(), Ok(10 * ACK));
+
+    world.acknowledge(10..20);
+    assert_eq!(world.acks.released(), Ok(10 * ACK));
+    world.set(2, b"not alone");
+    world.publish();
+    assert_eq!(world.acks.released(), Ok(20 * ACK));
+
+    let quarter = ACK_RING_BYTES / 4 / ACK;
+    world.acknowledge(20..19 + quarter);
+    assert_eq!(world.acks.released(), Ok(20 * ACK));
+    world.acknowledge(19 + quarter..20 + quarter);
+    assert_eq!(world.acks.released(), Ok((20 + quarter) * ACK));
+
+    world.acknowledge(20 + quarter..30 + quarter);
+    world.shared.await_acks(&mut world.shared.lock());
+    assert_eq!(world.acks.released(), Ok((30 + quarter) * ACK));
+    assert_eq!(world.shared.lock().counters.last_error, None);
 }
 
 #[test]

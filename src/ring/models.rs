@@ -36,6 +36,11 @@ fn ring_that_ran_empty_begins_anew() {
 }
 
 #[test]
+fn ring_that_is_seen_drained_begins_anew() {
+    explore(8, begin_anew_when_seen);
+}
+
+#[test]
 fn sleeping_consumer_is_rung_when_something_is_published() {
     explore(7, data_wake_up);
 }
@@ -159,6 +164,33 @@ fn begin_anew() {
     });
 
     read_one_by_one(&mut consumer, &LENGTHS);
+}
+
+/// As above, but the producer sees how far the consumer is before each record, and publishes each by itself; the consumer stores how far
+/// it is by itself.
+fn begin_anew_when_seen() {
+    const LENGTHS: [usize; 3] = [5, 8, 8];
+    let (mut producer, mut consumer) = ring_at(CAPACITY, 0);
+
+    loom::thread::spawn(move || {
+        for (index, len) in LENGTHS.into_iter().enumerate() {
+            producer.released().unwrap();
+            assert!(
+                producer.try_publish_headed([], [&payload(index, len)], || ()).unwrap(),
+                "three records fit"
+            );
+        }
+    });
+
+    let mut scratch = Vec::new();
+    for (index, &len) in LENGTHS.iter().enumerate() {
+        while !read(&mut consumer, &mut scratch, index, len) {
+            loom::thread::yield_now();
+        }
+        assert!(consumer.store_released());
+        consumer.handle_released();
+    }
+    assert_eq!(consumer.is_empty(), Ok(true));
 }
 
 /// The consumer sleeps whenever it finds the ring empty; the ring never fills.

@@ -82,10 +82,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a destination makes room before it acknowledges",
         file: "link/incoming.rs",
-        edits: &[(
-            "if consumed > 0 { «self.send_acks(core)?;» self.changes.release_at(P::now);",
-            "self.changes.release(); self.send_acks(core)?;",
-        )],
+        edits: &[("let is_last = «core.acks_due() == 1»;", "{ self.changes.release(); true }")],
     },
     Mutant {
         fault: "a destination does not see that its source is gone",
@@ -103,7 +100,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a flush does not ask to be rung for acks",
         file: "link/outgoing.rs",
-        edits: &[("if self.failed.is_none() { «self.acks.start_waiting();»", "")],
+        edits: &[("return; } «self.acks.start_waiting();» self.drain_acks(core);", "")],
     },
     Mutant {
         fault: "a flush asks to be rung for acks, and does not look again",
@@ -139,7 +136,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "a change that is made alone is not published",
         file: "link/outgoing.rs",
         edits: &[(
-            "«self.changes.try_publish_headed(frame.header(), [opcode, value])?»",
+            "«self.changes.try_publish_headed(frame.header(), [opcode, value], release)?»",
             "self.changes.try_write_headed(frame.header(), [opcode, value])?",
         )],
     },

@@ -6,22 +6,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "the tail is stored Relaxed: it may be seen before the records",
         file: "ring/producer.rs",
-        edits: &[("store_own(Word::Cursor, self.tail, «Release»)", "Relaxed")],
+        edits: &[("store_own(Word::Cursor, tail, «Release»)", "Relaxed")],
     },
     Mutant {
         fault: "the tail is stored before what was combined is in the ring",
         file: "ring/producer.rs",
         edits: &[
-            ("«self.write_combined();» self.combined.close(); self.publish_tail();", ""),
-            ("«self.publish_tail();» true", "{ self.publish_tail(); self.write_combined(); }"),
+            ("«self.write_combined();» self.combined.close(); self.store_tail(self.tail);", ""),
+            ("«self.handle_published();» true", "{ self.write_combined(); self.handle_published(); }"),
         ],
     },
     Mutant {
         fault: "the tail is stored before a record that is published at once is in the ring",
         file: "ring/producer.rs",
         edits: &[(
-            "self.runway -= bytes; «self.write(len, head, pieces);»",
-            "{ self.memory.store_own(Word::Cursor, self.tail.wrapping_add(bytes), Release); self.write(len, head, pieces); }",
+            "«self.copy_in(len, head, pieces);» let tail = self.tail.wrapping_add(record_bytes(len));",
+            "{ self.store_tail(self.tail.wrapping_add(record_bytes(len))); self.copy_in(len, head, pieces); }",
         )],
     },
     Mutant {
@@ -45,13 +45,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "where the ring was begun anew is stored behind the tail: it may be missed",
         file: "ring/producer.rs",
-        edits: &[
-            ("«self.memory.store_own(Word::Start, self.tail, Relaxed);»", "()"),
-            (
-                "self.publish_tail(); «true»",
-                "{ self.memory.store_own(Word::Start, self.kept_from, Relaxed); true }",
-            ),
-        ],
+        edits: &[(
+            "«self.memory.store_own(Word::Start, self.geometry.start(), Relaxed);»",
+            "{ self.memory.store_own(Word::Cursor, tail, Release); self.memory.store_own(Word::Start, self.geometry.start(), Relaxed); }",
+        )],
+    },
+    Mutant {
+        fault: "the ring is begun anew while records are in it",
+        file: "ring/producer.rs",
+        edits: &[(
+            "if «found == self.tail» && found != self.geometry.start()",
+            "self.published == self.tail",
+        )],
     },
     Mutant {
         fault: "no fence between saying that one sleeps and the last look",
