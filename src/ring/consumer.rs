@@ -318,7 +318,8 @@ impl<M: ConsumerMemory> Consumer<M> {
         // Acquires the records below the tail; its partner is the Release store in `Producer::publish_tail`.
         self.memory.fence(Acquire);
         if found == self.position {
-            // Whoever looks again finds the record at hand with the tail, and does not wait for the one after the other.
+            // What comes by itself begins the ring anew. Whoever looks again finds all of it at hand with the tail, and does not wait
+            // for one line after the other.
             self.memory.prefetch(0);
             return Ok(());
         }
