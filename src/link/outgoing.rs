@@ -369,16 +369,15 @@ impl<P: Platform> OutgoingLink<P> {
 
     fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
         self.sent_since_drain = 0;
-        if self.acks.is_empty()? {
-            return Ok(());
-        }
-        // In the line that has just come over.
-        self.changes.look()?;
         while let Some(record) = self.acks.try_read(&mut self.scratch)? {
             core.handle_ack(self.session, Ack::decode(record)?)?;
         }
         if self.acks.is_release_due() {
             self.release_acks()?;
+        }
+        if core.is_settled(self.session) {
+            // The change ring may be drained, and its head has just come over with the acks.
+            self.changes.look()?;
         }
         Ok(())
     }

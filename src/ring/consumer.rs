@@ -315,7 +315,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     fn refresh_tail(&mut self) -> Result<(), RingError> {
         // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
         let found = self.memory.load_peer(Word::Cursor);
-        // Acquires the records below the tail; its partner is the Release store in `Producer::publish_tail`.
+        // Acquires the records below the tail; its partner is the Release store in `Producer::store_tail`.
         self.memory.fence(Acquire);
         if found == self.position {
             // What comes by itself begins the ring anew. Whoever looks again finds all of it at hand with the tail, and does not wait
@@ -331,7 +331,7 @@ impl<M: ConsumerMemory> Consumer<M> {
         if !is_aligned(found) {
             return Err(RingError::TailUnaligned { found });
         }
-        // Relaxed: not older than the tail, by the fence above. Its partner is the store in `Producer::publish_tail`, before that
+        // Relaxed: not older than the tail, by the fence above. Its partner is the store in `Producer::store_tail`, before that
         // of the tail.
         let start = self.memory.load_peer(Word::Start);
         if start != self.geometry.start() {

@@ -9,7 +9,7 @@
 //!
 //! # How it works
 //!
-//! Positions are byte counts (u64) that only grow; the place in the ring is `position & (capacity - 1)`. At a
+//! Positions are byte counts (u64) that only grow; the place in the ring is `(position - start) & (capacity - 1)`. At a
 //! gigabyte a second a position takes five centuries to wrap, so callers may compare positions as plain
 //! numbers. (Inside the ring all distances are wrapping ones, which costs nothing, so the ring itself would
 //! survive it.)
@@ -29,10 +29,10 @@
 //! record that fills the ring up to its end. The largest record takes a quarter of the ring, so such padding and
 //! record together never take more than half of it and always fit when the consumer has caught up.
 //!
-//! A ring that has run empty does not go on through memory that no near cache has: every few KiB the producer looks
-//! whether the consumer has released everything, and if so begins anew at the ring's start. It stores that
-//! position in its start word, and the consumer, when it sees the tail of what was written there, goes there, too.
-//! Nothing lies in between, so nothing is taken up.
+//! A ring that has run empty does not go on through memory that no near cache has: when the producer sees that the consumer has
+//! released everything, it begins anew at the ring's start. From then on places are counted from that position, the start. It stores that in its start
+//! word with the next tail, and the consumer, which must be there, takes it over. When the producer looks is for its caller to say
+//! ([`Producer::look`]: when it costs nothing); behind some KiB it does so by itself.
 //!
 //! The producer stages records, one by one or as a run, and publishes a batch of them with one store of its cursor. The consumer
 //! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps
@@ -51,7 +51,8 @@
 //!
 //! # Invariants
 //!
-//! 1. `head <= published <= tail <= max(head, start) + capacity`, all of them multiples of 8.
+//! 1. `head <= published <= tail <= head + capacity`, all of them multiples of 8; `start <= tail`, and the consumer's start is the
+//!    producer's unless the ring is drained.
 //! 2. Bytes from `head` to `published` are not written. The producer publishes by a Release store of the tail
 //!    and the consumer acquires it before it reads them.
 //! 3. Bytes from `tail` to `head + capacity` are not read. The consumer releases by a Release store of the
@@ -79,8 +80,8 @@
 //!
 //! It knows nothing of frames, sleeps nowhere, owns no doorbell and no mapping, and does not notice the
 //! peer's death. An end cannot be replaced while the other lives on: both begin together with their memory,
-//! whose words then hold the first position (cursors, start) and zero (waits). It does not hide the data from the
-//! consumer's process before they are published: memory that is mapped can be read.
+//! whose words then hold the first position (cursors), the last multiple of the capacity up to there (start) and zero (waits). It
+//! does not hide the data from the consumer's process before they are published: memory that is mapped can be read.
 
 mod combine;
 mod consumer;
