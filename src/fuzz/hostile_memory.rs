@@ -164,8 +164,7 @@ impl Memory for HostileMemory<'_> {
                 state.cursor = value;
             }
             Word::Start => {
-                let known = [state.start, state.cursor];
-                assert!(known.contains(&value), "begun anew at {value}, neither of {known:?}");
+                assert!(value == state.cursor && value != state.start, "begun anew at {value}");
                 state.start = value;
             }
             Word::Waits => {}

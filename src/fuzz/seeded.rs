@@ -127,6 +127,7 @@ fn a_ring_is_a_queue() {
             "written",
             "written behind a gap",
             "a run written",
+            "looked, drained",
             "no runway, or not for two",
             "full",
             "read",

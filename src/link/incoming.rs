@@ -107,7 +107,8 @@ impl<P: Platform> IncomingLink<P> {
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
         let mut since_ring = 0;
-        if self.stream.looks < LOOKS_OF_A_STREAM && self.changes.has_seen_more() {
+        if self.stream.looks < LOOKS_OF_A_STREAM && !self.changes.is_empty()? {
+            // In the line that has just come over.
             self.acks.look()?;
         }
         if self.ack_ring_full {
@@ -336,19 +337,25 @@ impl<P: Platform> IncomingLink<P> {
         let was_full = std::mem::take(&mut self.ack_ring_full);
         let mut published = false;
         while let Some(ack) = core.poll_ack() {
-            // The room of what is acknowledged goes back with its last ack, and no sooner: what has left the ring is acknowledged.
+            // The room of what was consumed goes back with the last ack, and not before: a source that sees that records have left the
+            // ring takes them for acknowledged, or sends them again.
             let is_last = core.acks_due() == 1;
-            let release = || _ = is_last && self.changes.store_released();
-            if !self.acks.try_publish_headed(ack.encode(), [], release)? {
+            let is_written = if is_last {
+                self.acks.try_publish_headed(ack.encode(), [], || _ = self.changes.store_released())?
+            } else {
+                self.acks.try_write_headed(ack.encode(), [])?
+            };
+            if !is_written {
                 self.ack_ring_full = true;
                 break;
             }
             core.handle_ack_sent();
-            published = true;
             if is_last {
                 self.changes.handle_released_at(P::now);
+                published = true;
             }
         }
+        published |= self.acks.publish();
         self.changes.release_at(P::now);
         if self.ack_ring_full {
             // The source drains when it is rung, and rings back when it has made room. It may have done so already and

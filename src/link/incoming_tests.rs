@@ -145,6 +145,23 @@ fn a_full_ack_ring_stops_the_destination_at_a_bound_and_goes_on_when_the_source_
 }
 
 #[test]
+fn changes_that_come_one_by_one_lie_in_the_same_lines_and_so_do_their_acks() {
+    let (_dir, source, mut link) = attached();
+    let mut core = DestinationCore::new(false, Subscription::all());
+    core.attach(1);
+    let table = source.table("t").unwrap();
+    for change in 0..50u64 {
+        table.set(1u8, change.to_ne_bytes()).unwrap();
+        until("the change", || link.receive(&mut core, usize::MAX, &mut |_| true).unwrap() > 0);
+        assert_eq!(link.receive(&mut core, usize::MAX, &mut |_| true).unwrap(), 0, "it comes alone");
+        until("its ack", || source.stats().destinations[0].unacked == 0);
+    }
+    // Two lines, and a record that begins in them.
+    assert!(link.changes.read_since_start() < 200, "{} bytes", link.changes.read_since_start());
+    assert!(link.acks.written_since_start() < 200, "{} bytes", link.acks.written_since_start());
+}
+
+#[test]
 fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
     let (_dir, source, mut hostile) = attached();
     std::thread::sleep(Duration::from_millis(50)); // the timer thread has gone to sleep

@@ -51,7 +51,7 @@ pub(crate) struct Room {
     pub(crate) enough: bool,
 }
 
-/// After so many frames a publisher looks for acks, which is two cache lines that the destination has; the timer does in any case. The
+/// After so many frames a publisher looks for acks, which is a cache line that the destination has; the timer does in any case. The
 /// ack ring holds several times as many, even if each is acknowledged by itself.
 const FRAMES_PER_DRAIN: u32 = 256;
 
@@ -298,8 +298,8 @@ impl<P: Platform> OutgoingLink<P> {
         let (opcode, value) = frame.body();
         let release = || _ = self.acks.store_released();
         let is_published = self.changes.try_publish_headed(frame.header(), [opcode, value], release)?;
-        self.acks.handle_released();
         if is_published {
+            self.acks.handle_released();
             self.sent_since_drain += 1;
             self.ring_if_asleep()?;
         }
@@ -335,8 +335,9 @@ impl<P: Platform> OutgoingLink<P> {
     #[inline(always)]
     fn publish(&mut self) -> Result<(), LinkError> {
         self.sent_since_drain += std::mem::take(&mut self.staged);
-        self.acks.release();
         if self.changes.publish() {
+            // Who sleeps is rung for the message, whatever it waits for.
+            self.acks.release();
             self.ring_if_asleep()?;
         }
         Ok(())

@@ -10,7 +10,7 @@
 //!      │ event               where the creator waits, with `wait-raw-sync` only │ around sleeps
 //! 1024 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ head u64            of the ring that the creator consumes from        │ every batch
-//!      │ start u64           where the ring below was last begun anew          │ every batch
+//!      │ start u64           where the ring below was last begun anew          │ when it was empty
 //!      │ tail u64            of the ring below                                 │ every batch
 //! 1048 ├───────────────────────────────────────────────────────────────────────┤
 //!      │ data                of the ring that the creator produces into        │ every record
@@ -25,6 +25,9 @@
 //! has run empty is begun anew at its start, so a record by itself is in that line, and in the next ones if it is longer than 40 bytes.
 
 use nix::unistd::{SysconfVar, sysconf};
+
+use crate::cpu_cache::LINE_BYTES;
+use crate::ring::NEAR_BYTES;
 
 /// What a region is, as agreed in the handshake and repeated in its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +122,7 @@ pub(crate) fn region_bytes(ring_bytes: u64) -> u64 {
     in_pages(ring_bytes, page.expect("every Linux tells its page size"))
 }
 
-/// As [`region_bytes`], with pages of that size: 4 KiB, or 16 or 64 KiB on some hosts, larger than [`DATA`] then.
+/// As [`region_bytes`], with pages of that size: 4 KiB, or 16 or 64 KiB on some hosts.
 fn in_pages(ring_bytes: u64, page_bytes: u64) -> u64 {
     (DATA as u64 + ring_bytes).next_multiple_of(page_bytes)
 }
@@ -163,6 +166,10 @@ const _: () = assert!(HEADER + HEADER_BYTES <= PRODUCER_WAITS);
 const _: () = assert!(PRODUCER_WAITS == 128 && CONSUMER_WAITS == 136);
 const _: () = assert!(HEAD == 1024 && START == 1032 && TAIL == 1040 && DATA == 1048);
 const _: () = assert!(HEAD.is_multiple_of(FALSE_SHARING_BYTES) && DATA.is_multiple_of(WORD_BYTES));
+const _: () = assert!(
+    DATA + NEAR_BYTES as usize == HEAD + 2 * LINE_BYTES,
+    "what is near the ring's start is two lines"
+);
 const _: () = assert!(align_of::<std::sync::atomic::AtomicU64>() == WORD_BYTES, "the words are as far apart");
 #[cfg(feature = "wait-raw-sync")]
 const _: () = assert!(

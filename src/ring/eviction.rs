@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::cpu_cache::LINE_BYTES;
 
-/// Which lines of a ring are evicted. Positions are those of the ring.
+/// Which lines of a ring are evicted. Positions count from where it was last begun anew. As a ring may begin within a cache line, the one
+/// that is evicted for a position is that which its byte lies in: one more has been read as a whole, and stays until the next time.
 #[derive(Debug)]
 pub(super) struct Eviction {
     capacity: u64,

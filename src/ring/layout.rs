@@ -33,7 +33,7 @@ pub(crate) const fn record_bytes(payload_bytes: usize) -> u64 {
 const HOT_BYTES: u64 = 16384;
 
 /// A region's data begin in the middle of a cache line: so many bytes are in that and the next one.
-const NEAR_BYTES: u64 = 104;
+pub(crate) const NEAR_BYTES: u64 = 104;
 
 /// The private copy of the ring's capacity; nothing of the kind is ever read from shared memory.
 #[derive(Clone, Copy, Debug)]

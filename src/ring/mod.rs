@@ -36,8 +36,8 @@
 //!
 //! The producer stages records, one by one or as a run, and publishes a batch of them with one store of its cursor. The consumer
 //! copies records out one by one and hands their room back with one store of its own cursor. Each side keeps
-//! a copy of the other's cursor and looks again only when the ring seems full or empty, so that the two cache
-//! lines travel once per batch rather than once per record.
+//! a copy of the other's cursor and looks again only when the ring seems full or empty, or when the cursor is at hand, so that
+//! cache lines travel once per batch rather than once per record.
 //!
 //! A consumer that looks in vain may meanwhile give up cache lines that it has read, if the producer is quicker then: see
 //! [`eviction`]. That is the only thing here that depends on time, which the caller says.
@@ -52,7 +52,7 @@
 //! # Invariants
 //!
 //! 1. `head <= published <= tail <= head + capacity`, all of them multiples of 8; `start <= tail`, and the consumer's start is the
-//!    producer's unless the ring is drained.
+//!    producer's, at the latest when it has seen a tail behind that.
 //! 2. Bytes from `head` to `published` are not written. The producer publishes by a Release store of the tail
 //!    and the consumer acquires it before it reads them.
 //! 3. Bytes from `tail` to `head + capacity` are not read. The consumer releases by a Release store of the
@@ -73,7 +73,7 @@
 //! | start (where it began anew)    | producer   | Relaxed, before the tail                  |
 //! | data                           | producer   | plain copies, before the tail              |
 //! | the producer's waits word      | producer   | Relaxed, then a SeqCst fence              |
-//! | head (the consumer's cursor)   | consumer   | Release, by [`Consumer::release`]         |
+//! | head (the consumer's cursor)   | consumer   | Release, by [`Consumer::store_released`]  |
 //! | the consumer's waits word      | consumer   | Relaxed, then a SeqCst fence              |
 //!
 //! # What it does not do
@@ -105,6 +105,6 @@ pub(crate) mod tests;
 
 pub(crate) use consumer::Consumer;
 pub use error::RingError;
-pub(crate) use layout::{max_payload_bytes, record_bytes};
+pub(crate) use layout::{NEAR_BYTES, max_payload_bytes, record_bytes};
 pub(crate) use memory::{ConsumerMemory, Memory, ProducerMemory, RecordPieces, Word, pieces_bytes};
 pub(crate) use producer::Producer;

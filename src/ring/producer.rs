@@ -95,6 +95,12 @@ impl<M: ProducerMemory> Producer<M> {
         self.tail
     }
 
+    /// How many bytes have been written since the ring was last begun anew.
+    #[cfg(test)]
+    pub(crate) fn written_since_start(&self) -> u64 {
+        self.geometry.since_start(self.tail)
+    }
+
     /// What is staged and not published, headers and padding included.
     #[inline(always)]
     pub(crate) fn staged_bytes(&self) -> u64 {
@@ -136,12 +142,12 @@ impl<M: ProducerMemory> Producer<M> {
     }
 
     /// Writes a record and publishes it, as [`try_write_headed`](Self::try_write_headed) and [`publish`](Self::publish) do; what is staged
-    /// is published with it. `store` is called in any case, behind the store of the tail: for what else is to be stored in that
+    /// is published with it. If it is written, `store` is called right behind the store of the tail: for what else is to be stored in that
     /// cache line, as long as it is at hand.
     ///
     /// # Errors
     ///
-    /// As there; then nothing has changed, and `store` is not called.
+    /// As there; then nothing has changed.
     ///
     /// # Panics
     ///
@@ -169,8 +175,8 @@ impl<M: ProducerMemory> Producer<M> {
         let is_written = self.try_write_with_care(len, head, pieces)?;
         if is_written {
             self.publish();
+            store();
         }
-        store();
         Ok(is_written)
     }
 
@@ -437,7 +443,7 @@ impl<M: ProducerMemory> Producer<M> {
         // Relaxed is all that read-only memory allows; the fence makes an acquire of it.
         let found = self.memory.load_peer(Word::Cursor);
         // Acquires the end of the consumer's reads, so that their bytes may be overwritten; its partner is
-        // the Release store in `Consumer::release`.
+        // the Release store in `Consumer::store_released`.
         self.memory.fence(Acquire);
 
         let (at_least, at_most) = (self.head, self.published);
