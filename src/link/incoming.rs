@@ -107,12 +107,16 @@ impl<P: Platform> IncomingLink<P> {
     ) -> Result<usize, LinkError> {
         let mut consumed = 0;
         let mut since_ring = 0;
-        if self.stream.looks < LOOKS_OF_A_STREAM && !self.changes.is_empty()? {
-            // In the line that has just come over.
-            self.acks.look()?;
-        }
         if self.ack_ring_full {
             self.send_acks(core)?;
+        }
+        if self.changes.is_empty()? {
+            self.stream.handle_look(0);
+            return Ok(0);
+        }
+        if self.stream.looks < LOOKS_OF_A_STREAM {
+            // In the line that has just come over.
+            self.acks.look()?;
         }
         while consumed < most && !core.is_congested() && self.read_batch(most - consumed)? > 0 {
             if self.batch.len() > 1 {
