@@ -422,7 +422,7 @@ fn room_is_given_back_in_two_halves() {
 #[test]
 fn release_is_due_when_a_producer_finds_the_ring_full() {
     for (capacity, longest) in [(64, 8), (256, 56), (1024, 248)] {
-        for len in [0, 8, 24, longest] {
+        for len in [0, 8, 24, 32, longest - 8, longest] {
             let (mut producer, mut consumer) = ring(capacity);
             for _ in 0..100 {
                 let mut held_back = 0;
