@@ -24,7 +24,7 @@ use crate::common::PATIENCE;
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"shmirror");
 pub(crate) const VERSION: u32 = 1;
 /// Of the layout of a region.
-pub(crate) const LAYOUT_VERSION: u32 = 2;
+pub(crate) const LAYOUT_VERSION: u32 = 3;
 pub(crate) const HELLO: u32 = 1;
 pub(crate) const ACCEPT: u32 = 2;
 pub(crate) const REFUSE: u32 = 3;
@@ -34,9 +34,10 @@ pub(crate) const ACK_REGION: u32 = 2;
 /// As long as either side waits for the other's greeting.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(crate) const TAIL: usize = 128;
-pub(crate) const HEAD: usize = 256;
-const DATA: usize = 4096;
+pub(crate) const TAIL: usize = 1040;
+pub(crate) const HEAD: usize = 1024;
+const DATA: usize = 1048;
+const PAGE_BYTES: usize = 4096;
 
 /// Magic, version and kind of a greeting, and its two numbers.
 pub(crate) fn greeting(magic: u64, version: u32, kind: u32, fields: [u64; 2]) -> Vec<u8> {
@@ -191,7 +192,7 @@ impl RawRegion {
         said_bytes: u64,
         identity: u64,
     ) -> RawRegion {
-        let len = DATA + ring_bytes as usize;
+        let len = (DATA + ring_bytes as usize).next_multiple_of(PAGE_BYTES);
         let fd = memory(len);
         let map = MmapOptions::new().len(len).map_raw(fd.as_raw_fd()).unwrap();
         seal(&fd);
