@@ -164,7 +164,8 @@ impl Memory for HostileMemory<'_> {
                 state.cursor = value;
             }
             Word::Start => {
-                assert!(value == state.cursor && value != state.start, "begun anew at {value}");
+                // With the first message behind it, and never again.
+                assert_eq!(value, state.cursor, "begun anew");
                 state.start = value;
             }
             Word::Waits => {}

@@ -339,7 +339,7 @@ impl<P: Platform> IncomingLink<P> {
             return Ok(());
         }
         let was_full = std::mem::take(&mut self.ack_ring_full);
-        let mut published = false;
+        let mut is_room_given = false;
         while let Some(ack) = core.poll_ack() {
             // The room of what was consumed goes back with the last ack, and not before: a source that sees that records have left the
             // ring takes them for acknowledged, or sends them again.
@@ -354,13 +354,13 @@ impl<P: Platform> IncomingLink<P> {
                 break;
             }
             core.handle_ack_sent();
-            if is_last {
-                self.changes.handle_released_at(P::now);
-                published = true;
-            }
+            is_room_given = is_last;
         }
-        published |= self.acks.publish();
-        self.changes.release_at(P::now);
+        let published = self.acks.publish() || is_room_given;
+        if !is_room_given {
+            self.changes.store_released();
+        }
+        self.changes.handle_released_at(P::now);
         if self.ack_ring_full {
             // The source drains when it is rung, and rings back when it has made room. It may have done so already and
             // the ring be full anew.

@@ -196,13 +196,10 @@ impl<P: Platform> OutgoingLink<P> {
     /// Asks the destination to ring when it acknowledges something, and takes in what it has acknowledged until then.
     pub(crate) fn await_acks(&mut self, core: &mut SourceCore) {
         // A link that broke may have stopped in the middle of its acks, and then it cannot wait.
-        if self.failed.is_none() {
-            if let Err(error) = self.release_acks() {
-                self.failed = Some(error);
-                return;
-            }
-            self.acks.start_waiting();
-            self.drain_acks(core);
+        if self.failed.is_none()
+            && let Err(error) = self.try_await_acks(core)
+        {
+            self.failed = Some(error);
         }
     }
 
@@ -383,6 +380,13 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(())
     }
 
+    fn try_await_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
+        self.release_acks()?;
+        self.acks.start_waiting();
+        self.try_drain_acks(core)
+    }
+
+    /// Gives the room of the acks that were taken in back by itself, and not with a message.
     fn release_acks(&mut self) -> Result<(), LinkError> {
         if self.acks.release() && self.acks.producer_must_be_rung() {
             self.peer.ring()?;

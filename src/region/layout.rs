@@ -22,7 +22,7 @@
 //! different times are 128 bytes apart, since processors fetch cache lines in pairs.
 //!
 //! What a side tells its peer with a record lies together: the cursors and the first bytes of the data are one cache line. A ring that
-//! has run empty is begun anew at its start, so a record by itself is in that line, and in the next ones if it is longer than 40 bytes.
+//! has run empty is begun anew at its start, so records that come by themselves, if short, are in that line and the two behind it.
 
 use nix::unistd::{SysconfVar, sysconf};
 

@@ -166,8 +166,9 @@ impl<M: ConsumerMemory> Consumer<M> {
         self.handle_released();
     }
 
-    /// Whether so much was read and not given back that the producer may come to wait for it: a quarter of the ring. Before it finds the ring
-    /// full, at least half of it is written.
+    /// Whether so much was read and not given back that it must not be held back any more: a quarter of the ring. A producer that finds no room
+    /// for a record, and for padding before it, each of a quarter at most, has half of the ring or more in use. If less than a quarter is held
+    /// back, the rest is unread, and when it is read this is due.
     #[inline]
     pub(crate) fn is_release_due(&self) -> bool {
         self.position.wrapping_sub(self.released) >= self.geometry.capacity() / 4

@@ -42,7 +42,7 @@ pub(super) struct Geometry {
     capacity: u64,
     /// A power of two.
     hot_bytes: u64,
-    /// The position whose place is the ring's first: where it was last begun anew, or a lap or more before.
+    /// A position whose place is the ring's first: where the ring was last begun anew.
     start: u64,
 }
 
@@ -70,7 +70,7 @@ impl Geometry {
         self.capacity
     }
 
-    /// See the field.
+    /// Where the ring was last begun anew.
     #[inline]
     pub(super) fn start(self) -> u64 {
         self.start

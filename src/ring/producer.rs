@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::combine::Combined;
 use super::error::RingError;
 use super::handshake::Handshake;
-use super::layout::{Geometry, Header, is_aligned, record_bytes, start_of};
+use super::layout::{Geometry, Header, is_aligned, record_bytes};
 use super::memory::{ProducerMemory, Word, payload_bytes};
 
 /// The writing end of a ring.
@@ -23,8 +23,6 @@ pub(crate) struct Producer<M> {
     tail: u64,
     /// What the tail in shared memory says; behind `tail` while something is staged.
     published: u64,
-    /// What the start in shared memory says.
-    published_start: u64,
     /// The consumer's head as last seen; the true one may be further on.
     head: u64,
     /// From there on it is looked whether the ring can begin anew, when nothing is staged.
@@ -67,7 +65,6 @@ impl<M: ProducerMemory> Producer<M> {
             geometry: Geometry::new(capacity, position),
             tail: position,
             published: position,
-            published_start: start_of(capacity, position),
             head: position,
             look_at: position,
             runway: 0,
@@ -333,8 +330,9 @@ impl<M: ProducerMemory> Producer<M> {
     /// Lets the consumer see what is written up to there.
     #[inline(always)]
     fn store_tail(&self, tail: u64) {
-        if self.geometry.start() != self.published_start {
-            // Relaxed: the consumer reads it behind the tail.
+        if self.published == self.geometry.start() {
+            // The first message behind it. Relaxed: the consumer reads it behind the tail; its partner is the load in
+            // `Consumer::refresh_tail`.
             self.memory.store_own(Word::Start, self.geometry.start(), Relaxed);
         }
         // Publishes the headers, payloads and the start; its partner is the Acquire fence behind the consumer's load of the
@@ -342,6 +340,7 @@ impl<M: ProducerMemory> Producer<M> {
         self.memory.store_own(Word::Cursor, tail, Release);
     }
 
+    /// All that is written is published.
     #[inline(always)]
     fn handle_published(&mut self) {
         if self.until_look() == 0 {
@@ -349,7 +348,6 @@ impl<M: ProducerMemory> Producer<M> {
             self.runway = 0;
         }
         self.published = self.tail;
-        self.published_start = self.geometry.start();
     }
 
     /// Looks at the consumer's cursor: everything below the returned position has left the ring.
@@ -426,11 +424,16 @@ impl<M: ProducerMemory> Producer<M> {
     /// Whether a record of `len` bytes has room, and the padding before it, as far as this side knows or else sees.
     #[inline]
     fn has_room(&mut self, len: usize) -> Result<bool, RingError> {
-        if self.padding_before(len) + record_bytes(len) <= self.free_bytes() {
-            return Ok(true);
+        if !self.fits(len) {
+            self.refresh_head()?;
         }
-        self.refresh_head()?;
-        Ok(self.padding_before(len) + record_bytes(len) <= self.free_bytes())
+        Ok(self.fits(len))
+    }
+
+    /// As [`has_room`](Self::has_room), as far as this side knows.
+    #[inline]
+    fn fits(&self, len: usize) -> bool {
+        self.padding_before(len) + record_bytes(len) <= self.free_bytes()
     }
 
     /// What is free as far as this side knows; the consumer may have released more.

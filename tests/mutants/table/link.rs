@@ -100,12 +100,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a flush does not ask to be rung for acks",
         file: "link/outgoing.rs",
-        edits: &[("return; } «self.acks.start_waiting();» self.drain_acks(core);", "")],
+        edits: &[("«self.acks.start_waiting();» self.try_drain_acks(core)", "")],
     },
     Mutant {
         fault: "a flush asks to be rung for acks, and does not look again",
         file: "link/outgoing.rs",
-        edits: &[("self.acks.start_waiting(); «self.drain_acks(core);»", "")],
+        edits: &[("self.acks.start_waiting(); «self.try_drain_acks(core)»", "Ok(())")],
     },
     Mutant {
         fault: "the timer thread tells no flush of acks",
