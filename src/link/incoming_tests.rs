@@ -162,6 +162,23 @@ fn changes_that_come_one_by_one_lie_in_the_same_lines_and_so_do_their_acks() {
 }
 
 #[test]
+fn room_of_what_was_consumed_goes_back_with_acks_and_without() {
+    let (_dir, source, mut link) = attached();
+    let mut core = DestinationCore::new(false, Subscription::all());
+    core.attach(1);
+    let table = source.table("t").unwrap();
+    for change in 0..6u64 {
+        table.set(1u8, change.to_ne_bytes()).unwrap();
+        // What is not applied is not acknowledged.
+        let applies = change % 2 == 0;
+        until("the change", || link.receive(&mut core, usize::MAX, &mut |_| applies).unwrap() > 0);
+        let mut state = table.lock().unwrap();
+        let (written, released) = state.links.iter_mut().flatten().next().unwrap().positions().unwrap();
+        assert_eq!(released, written, "change {change}");
+    }
+}
+
+#[test]
 fn a_bad_ack_that_a_flush_or_stats_finds_closes_the_link_at_once() {
     let (_dir, source, mut hostile) = attached();
     std::thread::sleep(Duration::from_millis(50)); // the timer thread has gone to sleep
