@@ -56,7 +56,9 @@ impl Side {
     fn send_alone(&mut self, value: &[u8]) -> bool {
         let release = || _ = self.into.store_released();
         let is_sent = self.out.try_publish_headed([], [value], release).expect("a sane peer");
-        self.into.handle_released();
+        if is_sent {
+            self.into.handle_released();
+        }
         is_sent
     }
 
