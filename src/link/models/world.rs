@@ -28,8 +28,8 @@ use crate::subscription::Subscription;
 
 /// The name of a table and five small changes of it.
 const CHANGE_RING_BYTES: u64 = 256;
-/// Four acks.
-const ACK_RING_BYTES: u64 = 128;
+/// Eight acks, of which the source holds the room of one back.
+const ACK_RING_BYTES: u64 = 256;
 
 /// A source with one table.
 #[derive(Debug, Clone)]
