@@ -94,9 +94,7 @@ impl Side {
             self.into.release_at(Instant::now);
             // Lets the producer get ahead, rather than take its cache lines from it one by one.
             for _ in 0..16 {
-                if !self.into.evict_some(16) {
-                    std::hint::spin_loop();
-                }
+                std::hint::spin_loop();
             }
         }
     }

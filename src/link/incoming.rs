@@ -70,10 +70,6 @@ const LOOKS_OF_A_STREAM: u32 = 4;
 /// publish it; so many at least, and at most: half a microsecond to some 10 where one takes 18 to 23 ns.
 const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=500;
 
-/// So many lines are evicted before the next look at the ring, and instead of a spin of a pause, which takes about as long.
-const LINES_PER_LOOK: usize = 16;
-const LINES_PER_SPIN: usize = 2;
-
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
 
@@ -159,14 +155,6 @@ impl<P: Platform> IncomingLink<P> {
     #[inline]
     pub(crate) fn look_away(&mut self) {
         for _ in 0..self.pause() {
-            self.idle(LINES_PER_SPIN);
-        }
-    }
-
-    /// What to do when there is nothing to do: up to so many lines are evicted, if that is worth it, or some nanoseconds go by.
-    #[inline]
-    fn idle(&mut self, lines: usize) {
-        if !self.changes.evict_some(lines) {
             std::hint::spin_loop();
         }
     }
@@ -251,7 +239,7 @@ impl<P: Platform> IncomingLink<P> {
             if !self.changes.is_empty()? {
                 return Ok(());
             }
-            self.idle(LINES_PER_LOOK);
+            std::hint::spin_loop();
         }
         self.handle_gap();
         Ok(())

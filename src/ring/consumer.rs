@@ -131,7 +131,8 @@ impl<M: ConsumerMemory> Consumer<M> {
         is_more
     }
 
-    /// As [`release`](Self::release). `now` is asked now and then, for what [`evict_some`](Self::evict_some) does.
+    /// As [`release`](Self::release), for a consumer of streams: gives up the cache lines of what was released if the producer is quicker
+    /// then (see [`eviction`](super::eviction)). `now` is asked now and then, to find that out.
     #[inline]
     pub(crate) fn release_at(&mut self, now: impl Fn() -> Instant) {
         self.store_released();
@@ -164,6 +165,26 @@ impl<M: ConsumerMemory> Consumer<M> {
             eviction.handle_released(bytes, now);
         }
         self.handle_released();
+        self.evict_released();
+    }
+
+    /// What has just been released, but for the lines at the start, which serve again and again.
+    #[inline]
+    fn evict_released(&mut self) {
+        let released = self.geometry.since_start(self.released);
+        if let Some(eviction) = &mut self.eviction
+            && !eviction.is_done(released)
+        {
+            let mut evicted = 0;
+            for line in eviction.lines_before(released) {
+                let line = self.geometry.start().wrapping_add(line);
+                if self.geometry.until_cold(line) == 0 {
+                    self.memory.evict(self.geometry.offset(line));
+                    evicted += 1;
+                }
+            }
+            eviction.handle_evicted(evicted);
+        }
     }
 
     /// Whether so much was read and not given back that it must not be held back any more: a quarter of the ring. A producer that finds no room
@@ -172,29 +193,6 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[inline]
     pub(crate) fn is_release_due(&self) -> bool {
         self.position.wrapping_sub(self.released) >= self.geometry.capacity() / 4
-    }
-
-    /// For a consumer that finds nothing to read, between two looks: gives up `most` of the cache lines of what was released, if the producer
-    /// is quicker then (see [`eviction`](super::eviction)). Answers whether there were any.
-    #[inline]
-    pub(crate) fn evict_some(&mut self, most: usize) -> bool {
-        let Some(eviction) = &mut self.eviction else { return false };
-        let released = self.geometry.since_start(self.released);
-        if eviction.is_done(released) {
-            return false;
-        }
-        let mut evicted = 0;
-        while evicted < most
-            && let Some(line) = eviction.next_before(released)
-        {
-            let line = line.wrapping_add(self.geometry.start());
-            if self.geometry.until_cold(line) == 0 {
-                self.memory.evict(self.geometry.offset(line));
-                evicted += 1;
-            }
-        }
-        eviction.handle_evicted(evicted);
-        evicted > 0
     }
 
     /// There was nothing to read for so long that it is not for the producer's pace.
@@ -208,6 +206,12 @@ impl<M: ConsumerMemory> Consumer<M> {
     #[cfg(test)]
     pub(crate) fn decide_to_evict(&mut self) -> bool {
         self.eviction.as_mut().map(Eviction::decide).is_some()
+    }
+
+    /// How many lines were evicted since the last trial began.
+    #[cfg(test)]
+    pub(crate) fn evicted_lines(&self) -> u64 {
+        self.eviction.as_ref().map_or(0, Eviction::tried_lines)
     }
 
     /// Whether it is being tried if the producer is quicker with lines evicted, or without; `None` if none can be.
