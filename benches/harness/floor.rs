@@ -110,8 +110,8 @@ fn receive(words: &Words, line: usize, n: u64) {
         spin_loop();
     }
     let mut wrong = 0;
-    for (word, at) in line[1..].iter().zip(0u64..) {
-        wrong |= word.load(Relaxed) ^ n ^ (at << 56);
+    for (word, place) in line[1..].iter().zip(&record::PLACES) {
+        wrong |= word.load(Relaxed) ^ n ^ place;
     }
     assert!(wrong == 0, "a record of the floor is torn");
 }

@@ -147,9 +147,10 @@ pub(crate) fn stream(cpus: [usize; 2], ring_bytes: u64, value_bytes: usize, reco
     let peer = fork_on(&[cpus[1]], || {
         let mut side = meet(&words, 1, ring_bytes);
         for numbers in parts.clone() {
-            let end = numbers.end;
+            let mut end = [0; 8];
+            record::fill(&mut end, numbers.end);
             side.receive_all(numbers, batch);
-            side.send(&end.to_ne_bytes());
+            side.send(&end);
             side.out.publish();
         }
     });

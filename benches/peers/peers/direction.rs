@@ -271,7 +271,7 @@ pub(crate) fn fill_words<const WORDS: usize>(
         // SAFETY: within the value.
         let word = unsafe { words.add(at) };
         // SAFETY: the reference makes it ours.
-        unsafe { word.write(n ^ ((at as u64) << 56)) };
+        unsafe { word.write(n ^ record::PLACES[at % record::PLACES.len()]) };
     }
     // SAFETY: all of its words were written.
     unsafe { value.assume_init_mut() }
@@ -280,10 +280,10 @@ pub(crate) fn fill_words<const WORDS: usize>(
 /// As [`record::verify`].
 #[inline]
 pub(crate) fn verify_words<const WORDS: usize>(value: &[u64; WORDS]) -> u64 {
-    let n = value[0];
+    let n = value[0] ^ record::PLACES[0];
     let mut wrong = 0;
-    for (word, at) in value.iter().zip(0u64..) {
-        wrong |= word ^ n ^ (at << 56);
+    for (word, place) in value.iter().zip(record::PLACES.iter().cycle()) {
+        wrong |= word ^ n ^ place;
     }
     assert!(wrong == 0, "a value of record {n} is torn: {value:x?}");
     n
