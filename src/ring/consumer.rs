@@ -89,7 +89,7 @@ impl<M: ConsumerMemory> Consumer<M> {
     /// # Errors
     ///
     /// If the producer's cursor or the record's header is nonsense.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn try_read<'a>(&mut self, scratch: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, RingError> {
         Ok(self.try_read_behind(scratch, 0)?.map(|record| &scratch[record]))
     }
