@@ -45,8 +45,7 @@ fn suites(file: &str) -> &'static [&'static str] {
 fn the_simulation_or_a_model_catches_every_mutant() {
     let mutants = table::mutants();
     let suites = [SIMULATION, RING_MODELS, LINK_MODELS].map(|suite| (suite, run::tests(binary(), suite)));
-    // With all preemptions they pass in the library's own tests.
-    let sound = each(&suites, |(_, tests)| run::run(binary(), 0, tests, Some("1")));
+    let sound = each(&suites, |(_, tests)| run::run(binary(), 0, tests, None));
     assert!(sound.iter().all(|outcome| matches!(outcome, Outcome::Survived)), "without a fault: {sound:?}");
     let outcomes = each(&numbers(&mutants), |&mutant| {
         let suites = self::suites(mutants[mutant - 1].file);
