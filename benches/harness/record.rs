@@ -32,15 +32,22 @@ fn fill_words(words: &mut [[u8; 8]], n: u64) {
 /// If it is a mixture, or of no change at all.
 #[inline(always)]
 pub(crate) fn verify(value: &[u8]) -> u64 {
+    let n = u64::from_ne_bytes(value.as_chunks().0[0]) ^ PLACES[0];
+    assert!(wrong_bits(value, n) == 0, "a value of change {n} is torn: {value:x?}");
+    n
+}
+
+/// What is wrong with a value that should be that of the `n`th change: no bits if it is. For who verifies several before anything is done
+/// about it.
+#[inline(always)]
+pub(crate) fn wrong_bits(value: &[u8], n: u64) -> u64 {
     let (words, behind) = value.as_chunks();
-    let n = u64::from_ne_bytes(words[0]) ^ PLACES[0];
     let (lines, rest) = words.as_chunks::<WORDS_PER_LINE>();
-    let mut wrong = differs(rest, n);
+    let mut wrong = differs(rest, n) | behind.len() as u64;
     for words in lines {
         wrong |= differs(words, n);
     }
-    assert!(behind.is_empty() && wrong == 0, "a value of change {n} is torn: {value:x?}");
-    n
+    wrong
 }
 
 /// Bits that are wrong, of any word.

@@ -46,6 +46,8 @@ use harness::{Effort, cpu, peer};
 pub(crate) struct Bench {
     effort: Effort,
     only: Vec<String>,
+    /// The ids of all cells, measured or not.
+    ids: Vec<String>,
     pub(crate) cpus: Vec<usize>,
     patience: Patience,
     report: Report,
@@ -106,6 +108,7 @@ impl Bench {
         measure: impl Fn() -> Found,
         other: impl Fn(&Found, Beside) -> Option<f64>,
     ) {
+        self.ids.push(plan.id.into());
         if !self.only.is_empty() && !self.only.iter().any(|only| plan.id.starts_with(only.as_str())) {
             return;
         }
@@ -167,8 +170,9 @@ fn main() {
         println!("this process may run on one cpu only: what goes between two cannot be measured");
         return;
     }
+    let ids = Vec::new();
     let mut bench =
-        Bench { effort, only, cpus, patience: Patience::of_minutes(minutes), report: Report::new() };
+        Bench { effort, only, ids, cpus, patience: Patience::of_minutes(minutes), report: Report::new() };
     println!("{}", bench.report.machine);
     latency::cells(&mut bench);
     doorbells::cells(&mut bench);
@@ -176,6 +180,10 @@ fn main() {
     state::cells(&mut bench);
     if let Some(json) = json {
         bench.report.write(&json);
+    }
+    if let Some(unknown) = bench.only.iter().find(|only| !bench.ids.iter().any(|id| id.starts_with(*only))) {
+        eprintln!("no cell has an id that begins with {unknown}; there are: {}", bench.ids.join(", "));
+        std::process::exit(2);
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Consumer<M> {
     geometry: Geometry,
     /// Where the next record begins. The only true copy, never read back.
     position: u64,
+    /// So many bytes can be read there, in one piece, with nothing to be looked at.
+    runway: u64,
     /// What was given back: what the head in shared memory says. Behind `position` until the next release; the producer may be one
     /// capacity ahead of it.
     released: u64,
@@ -54,6 +56,7 @@ impl<M: ConsumerMemory> Consumer<M> {
             memory,
             geometry,
             position,
+            runway: 0,
             released: position,
             tail: position,
             handshake: Handshake::default(),
@@ -105,9 +108,9 @@ impl<M: ConsumerMemory> Consumer<M> {
         if self.is_empty()? {
             return Ok(None);
         }
-        let mut header = self.next_header()?;
-        if header.kind != Header::RECORD {
-            header = self.record_behind(header)?;
+        let mut header = self.next_header();
+        if header.kind != Header::RECORD || record_bytes(header.length as usize) > self.runway {
+            header = self.look_with_care(header)?;
         }
 
         let len = header.length as usize;
@@ -119,7 +122,7 @@ impl<M: ConsumerMemory> Consumer<M> {
         }
         let from = self.geometry.offset(self.position) + HEADER_BYTES as usize;
         self.memory.copy_out(from, &mut scratch[start..words_end]);
-        self.position = self.position.wrapping_add(HEADER_BYTES + words);
+        self.advance(HEADER_BYTES + words);
         Ok(Some(start..start + len))
     }
 
@@ -228,10 +231,13 @@ impl<M: ConsumerMemory> Consumer<M> {
     /// If the producer's cursor is nonsense.
     #[inline]
     pub(crate) fn is_empty(&mut self) -> Result<bool, RingError> {
-        if self.position == self.tail {
-            self.refresh_tail()?;
+        if self.runway == 0 {
+            if !self.has_seen_more() {
+                self.refresh_tail()?;
+            }
+            self.find_runway();
         }
-        Ok(self.position == self.tail)
+        Ok(self.runway == 0)
     }
 
     /// Whether there is more to read as far as was seen, without another look at the producer's cursor.
@@ -270,34 +276,48 @@ impl<M: ConsumerMemory> Consumer<M> {
         self.handshake.stop_waiting(&self.memory);
     }
 
-    /// Copies the header at the position, once, and checks that what it announces lies within what was
-    /// published and within the ring. Its kind is still unchecked.
-    #[inline(always)]
-    fn next_header(&self) -> Result<Header, RingError> {
-        // A multiple of 8, because both are; so if there is anything, there is a whole header.
-        let available = self.tail.wrapping_sub(self.position);
-        if available == 0 {
-            return Err(RingError::PaddingAlone { position: self.position });
-        }
-        let mut bytes = [0; HEADER_BYTES as usize];
-        self.memory.copy_out(self.geometry.offset(self.position), &mut bytes);
-        let header = Header::from_bytes(bytes);
-
-        let len = header.length as usize;
-        let at_most = available.min(self.geometry.to_end(self.position));
-        if len > self.geometry.max_payload() || record_bytes(len) > at_most {
-            return Err(self.bad_length(header, available));
-        }
-        Ok(header)
+    /// The runway is what was seen to be published, in one piece, and no more than a record may have.
+    ///
+    /// Where the next record begins does not depend on it: then a processor fetches that together with the tail, and not behind it.
+    #[inline]
+    fn find_runway(&mut self) {
+        self.runway = self.unread_bytes().min(self.geometry.in_one_piece(self.position));
     }
 
-    /// The header of the record behind padding; what is neither is an error.
+    /// What was seen to be published, and has not been read.
+    #[inline]
+    fn unread_bytes(&self) -> u64 {
+        self.tail.wrapping_sub(self.position)
+    }
+
+    /// So many bytes of the runway have been read.
+    #[inline(always)]
+    fn advance(&mut self, bytes: u64) {
+        self.position = self.position.wrapping_add(bytes);
+        self.runway -= bytes;
+    }
+
+    /// Copies the header at the position, once. There is a runway, and so a whole header: it is a multiple of 8.
+    #[inline(always)]
+    fn next_header(&self) -> Header {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        self.memory.copy_out(self.geometry.offset(self.position), &mut bytes);
+        Header::from_bytes(bytes)
+    }
+
+    /// What follows is no record, or does not fit the runway as it was: the header of the next record, which fits the runway as it is then.
     #[cold]
-    fn record_behind(&mut self, mut header: Header) -> Result<Header, RingError> {
+    fn look_with_care(&mut self, mut header: Header) -> Result<Header, RingError> {
+        self.find_runway();
+        self.check_length(header)?;
         if header.kind == Header::PADDING {
             self.skip_padding(header)?;
+            if self.runway == 0 {
+                return Err(RingError::PaddingAlone { position: self.position });
+            }
             // Not padding again: this is the ring's start, from where padding to its end would be longer than a record can be.
-            header = self.next_header()?;
+            header = self.next_header();
+            self.check_length(header)?;
         }
         match header.kind {
             Header::RECORD => Ok(header),
@@ -311,7 +331,8 @@ impl<M: ConsumerMemory> Consumer<M> {
         if found != to_end {
             return Err(RingError::PaddingShort { position: self.position, found, to_end });
         }
-        self.position = self.position.wrapping_add(to_end);
+        self.advance(to_end);
+        self.find_runway();
         Ok(())
     }
 
@@ -360,19 +381,21 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(())
     }
 
-    /// Says what is wrong with a length that is known to be wrong.
-    #[cold]
-    fn bad_length(&self, header: Header, available: u64) -> RingError {
-        let position = self.position;
+    /// Checks that what a header announces lies within what was published and within the ring, for a runway that has just been found.
+    fn check_length(&self, header: Header) -> Result<(), RingError> {
+        let (found, length) = (record_bytes(header.length as usize), header.length);
+        if found <= self.runway {
+            return Ok(());
+        }
+        let (position, available) = (self.position, self.unread_bytes());
         let at_most = self.geometry.max_payload();
-        let found = record_bytes(header.length as usize);
-        if header.length as usize > at_most {
-            RingError::RecordTooLong { position, found: header.length, at_most }
+        Err(if length as usize > at_most {
+            RingError::RecordTooLong { position, found: length, at_most }
         } else if found > available {
             RingError::RecordBeyondTail { position, found, available }
         } else {
             RingError::RecordBeyondEnd { position, found, to_end: self.geometry.to_end(position) }
-        }
+        })
     }
 }
 

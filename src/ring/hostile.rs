@@ -145,13 +145,22 @@ fn header_before_the_end_of_the_ring_that_no_producer_writes_is_an_error() {
 }
 
 #[test]
-fn padding_behind_padding_is_an_error() {
-    let (producer, consumer) = HeapMemory::pair(64, 56);
-    let mut consumer = Consumer::at(consumer, 64, 56);
-    producer.copy_in(56, &Header { length: 0, kind: Header::PADDING }.to_bytes());
-    producer.copy_in(0, &Header { length: 0, kind: Header::PADDING }.to_bytes());
-    producer.store_own(Word::Cursor, 56 + 64, SeqCst);
-    assert_eq!(consumer.try_read(&mut vec![]), Err(RingError::UnknownKind { position: 64, found: 2 }));
+fn what_no_producer_writes_behind_padding_is_an_error() {
+    let position = 64;
+    // The bytes published behind the padding, the header there, and the verdict.
+    let cases = [
+        (56, (0, 2), RingError::UnknownKind { position, found: 2 }),
+        (56, (9, 1), RingError::RecordTooLong { position, found: 9, at_most: 8 }),
+        (8, (8, 1), RingError::RecordBeyondTail { position, found: 16, available: 8 }),
+    ];
+    for (published, (length, kind), error) in cases {
+        let (producer, consumer) = HeapMemory::pair(64, 56);
+        let mut consumer = Consumer::at(consumer, 64, 56);
+        producer.copy_in(56, &Header { length: 0, kind: Header::PADDING }.to_bytes());
+        producer.copy_in(0, &Header { length, kind }.to_bytes());
+        producer.store_own(Word::Cursor, position + published, SeqCst);
+        assert_eq!(consumer.try_read(&mut vec![]), Err(error));
+    }
 }
 
 #[test]

@@ -131,6 +131,12 @@ impl Geometry {
     pub(super) fn to_end(self, position: u64) -> u64 {
         self.capacity - self.place(position)
     }
+
+    /// As [`to_end`](Self::to_end), but no more than a record may have.
+    #[inline]
+    pub(super) fn in_one_piece(self, position: u64) -> u64 {
+        self.to_end(position).min(self.capacity / 4)
+    }
 }
 
 /// What the start word of a fresh ring holds that begins at `position`: its place is the first of the ring if that is a multiple of the

@@ -206,7 +206,7 @@ impl<M: ProducerMemory> Producer<M> {
         (self.runway, self.fetches) = (0, self.free_bytes() > 2 * FETCHED_AHEAD_BYTES);
         if !is_first && padding == 0 && bytes <= LONGEST_COMBINED_BYTES {
             // What follows another is combined with what follows it, as far as they lie in one piece.
-            self.combined.open(self.free_bytes().min(self.in_one_piece()));
+            self.combined.open(self.free_bytes().min(self.geometry.in_one_piece(self.tail)));
             self.combined.push(bytes, Header::record(len).to_bytes(), head, pieces);
             self.tail = self.tail.wrapping_add(bytes);
             return Ok(true);
@@ -269,11 +269,6 @@ impl<M: ProducerMemory> Producer<M> {
         }
     }
 
-    /// The bytes up to the ring's end; no more than a record may have.
-    fn in_one_piece(&self) -> u64 {
-        self.geometry.to_end(self.tail).min(self.geometry.capacity() / 4)
-    }
-
     /// The runway is the bytes in one piece, or up to where the ring is full. The next look whether the ring can begin anew comes
     /// behind the hot bytes.
     fn find_runway(&mut self) {
@@ -281,7 +276,7 @@ impl<M: ProducerMemory> Producer<M> {
         if self.until_look() < until_cold {
             self.look_at = self.tail.wrapping_add(until_cold);
         }
-        let (free, in_one_piece) = (self.free_bytes(), self.in_one_piece());
+        let (free, in_one_piece) = (self.free_bytes(), self.geometry.in_one_piece(self.tail));
         self.fetches = free > in_one_piece + 2 * FETCHED_AHEAD_BYTES;
         self.runway = in_one_piece.min(free);
     }
