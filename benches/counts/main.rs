@@ -33,8 +33,14 @@ const TOLERANCE_OF_OTHER_COMPILER: f64 = 0.30;
 const TIMES: u64 = 200;
 const BATCH: u64 = 32;
 const OPCODES: u64 = 1000;
+/// How often a path runs before it is counted: until each item is there, and a hundred times more.
+const WARM_UP: u64 = OPCODES.div_ceil(BATCH) + 100;
 
-const PATHS: [&str; 7] = ["set/0", "set/1", "set/4", "set_with/1", "set_many/1", "update", "replay"];
+/// Of an opcode that an item cannot hold, together with a number.
+const LONG_NAME: &str = "instances/blue/routes/ipv4/unicast";
+
+const PATHS: [&str; 9] =
+    ["set/0", "set/1", "set/4", "set_long/1", "set_with/1", "set_many/1", "update", "update_long", "replay"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -175,6 +181,13 @@ impl Mirror {
         }
     }
 
+    fn set_long(&mut self) {
+        for _ in 0..BATCH {
+            let (number, value) = self.next();
+            self.table.set((LONG_NAME, number), value).expect("a good value");
+        }
+    }
+
     fn set_with(&mut self) {
         for _ in 0..BATCH {
             self.changes += 1;
@@ -204,33 +217,15 @@ impl Mirror {
 }
 
 fn run(path: &str) {
-    let warm_up = OPCODES.div_ceil(BATCH) + 100;
     match path {
         "set/0" | "set/1" | "set/4" => {
-            let mut mirror = Mirror::new(path[4..].parse().expect("a digit"));
-            for time in 0..warm_up + TIMES {
-                if time < warm_up {
-                    mirror.set()
-                } else {
-                    counted(|| mirror.set())
-                }
-                mirror.update();
-            }
+            run_setting(path[4..].parse().expect("a digit"), Mirror::set);
         }
-        "set_with/1" => {
-            let mut mirror = Mirror::new(1);
-            for time in 0..warm_up + TIMES {
-                if time < warm_up {
-                    mirror.set_with()
-                } else {
-                    counted(|| mirror.set_with())
-                }
-                mirror.update();
-            }
-        }
+        "set_long/1" => run_setting(1, Mirror::set_long),
+        "set_with/1" => run_setting(1, Mirror::set_with),
         "set_many/1" => {
             let mut mirror = Mirror::new(1);
-            for _ in 0..warm_up {
+            for _ in 0..WARM_UP {
                 mirror.set();
                 mirror.update();
             }
@@ -239,13 +234,8 @@ fn run(path: &str) {
                 mirror.update();
             }
         }
-        "update" => {
-            let mut mirror = Mirror::new(1);
-            for time in 0..warm_up + TIMES {
-                mirror.set();
-                if time < warm_up { mirror.update() } else { counted(|| mirror.update()) }
-            }
-        }
+        "update" => run_updating(Mirror::set),
+        "update_long" => run_updating(Mirror::set_long),
         "replay" => {
             // A late destination, and what it does for each item.
             let mirror = Mirror::new(0);
@@ -256,5 +246,27 @@ fn run(path: &str) {
             assert_eq!(replica.table("t").len() as u64, TIMES * BATCH);
         }
         other => panic!("no path {other}, expected one of {PATHS:?}"),
+    }
+}
+
+/// Counts changes, with so many destinations.
+fn run_setting(destinations: usize, set: impl Fn(&mut Mirror)) {
+    let mut mirror = Mirror::new(destinations);
+    for time in 0..WARM_UP + TIMES {
+        if time < WARM_UP {
+            set(&mut mirror)
+        } else {
+            counted(|| set(&mut mirror))
+        }
+        mirror.update();
+    }
+}
+
+/// Counts what the destination does for a change.
+fn run_updating(set: impl Fn(&mut Mirror)) {
+    let mut mirror = Mirror::new(1);
+    for time in 0..WARM_UP + TIMES {
+        set(&mut mirror);
+        if time < WARM_UP { mirror.update() } else { counted(|| mirror.update()) }
     }
 }

@@ -219,15 +219,15 @@ pub trait FromOpcode: Sized {
 pub struct OpcodeWriter {
     /// The bytes so far, as long as they fit.
     words: Words,
-    /// All bytes, if there are too many for the words.
-    spilled: Vec<u8>,
+    /// All bytes, if there are too many for the words. They lie here until their number is known, so that there is one allocation.
+    spilled: Option<[u8; Opcode::MAX_BYTES]>,
     length: usize,
 }
 
 impl OpcodeWriter {
     #[inline]
     fn new() -> OpcodeWriter {
-        OpcodeWriter { words: [0; 3], spilled: Vec::new(), length: 0 }
+        OpcodeWriter { words: [0; 3], spilled: None, length: 0 }
     }
 
     /// Appends bytes as they are.
@@ -255,22 +255,22 @@ impl OpcodeWriter {
         if self.length > Opcode::MAX_BYTES {
             return;
         }
-        if self.spilled.is_empty() {
-            self.spilled.extend_from_slice(&self.words.map(u64::to_le_bytes).as_flattened()[..start]);
-        }
-        self.spilled.extend_from_slice(bytes);
+        let spilled = self.spilled.get_or_insert_with(|| {
+            let mut spilled = [0; Opcode::MAX_BYTES];
+            spilled[..start].copy_from_slice(&self.words.map(u64::to_le_bytes).as_flattened()[..start]);
+            spilled
+        });
+        spilled[start..self.length].copy_from_slice(bytes);
     }
 
     #[inline]
-    fn finish(self) -> Result<Opcode, OpcodeError> {
-        let OpcodeWriter { words, spilled, length } = self;
-        if length <= INLINE_BYTES {
-            return Ok(Opcode(Bytes::Inline(Inline::new(words, length))));
+    fn finish(&self) -> Result<Opcode, OpcodeError> {
+        let length = self.length;
+        match &self.spilled {
+            _ if length > Opcode::MAX_BYTES => Err(OpcodeError::TooLong { bytes: length }),
+            None => Ok(Opcode(Bytes::Inline(Inline::new(self.words, length)))),
+            Some(spilled) => Ok(Opcode(Bytes::Heap(spilled[..length].into()))),
         }
-        if length > Opcode::MAX_BYTES {
-            return Err(OpcodeError::TooLong { bytes: length });
-        }
-        Ok(Opcode(Bytes::Heap(spilled.into())))
     }
 
     /// Appends bytes of any length: as they are if last, else escaped and closed.
@@ -278,13 +278,23 @@ impl OpcodeWriter {
         if last {
             return self.put(bytes);
         }
+        // All are looked at, without a branch: several at a time.
+        if bytes.iter().fold(false, |has_zero, &byte| has_zero | (byte == 0)) {
+            self.put_escaped(bytes);
+        } else {
+            self.put(bytes);
+        }
+        self.put(&[0, 0]);
+    }
+
+    #[cold]
+    fn put_escaped(&mut self, bytes: &[u8]) {
         for part in bytes.split_inclusive(|&byte| byte == 0) {
             self.put(part);
             if part.ends_with(&[0]) {
                 self.put(&[0xff]);
             }
         }
-        self.put(&[0, 0]);
     }
 }
 
@@ -461,6 +471,16 @@ mod tests {
         let group = (7u8, "a\0b", -5i64, vec![0u8, 0, 255], Ipv4Addr::new(10, 0, 0, 1), "");
         let back: (u8, String, i64, Vec<u8>, Ipv4Addr, String) = opcode(group.clone()).decode().unwrap();
         assert_eq!(back, (7, "a\0b".into(), -5, vec![0, 0, 255], Ipv4Addr::new(10, 0, 0, 1), String::new()));
+    }
+
+    #[test]
+    fn groups_of_long_strings_come_back_as_they_went_in() {
+        for zero_at in 0..=60 {
+            let mut text = "x".repeat(60);
+            text.insert(zero_at, '\0');
+            let group = (text, 7u8, "y".repeat(100));
+            assert_eq!(opcode(group.clone()).decode(), Ok(group));
+        }
     }
 
     #[test]
