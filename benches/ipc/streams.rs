@@ -8,7 +8,7 @@ use crate::{Bench, Found, Plan, bare};
 
 /// The default of the library.
 const RING_BYTES: u64 = 1 << 20;
-/// Larger than the second cache of today's processors.
+/// Larger than the second cache of many processors, out of which lines have gone then before the producer comes to them again.
 const LARGE_RING_BYTES: u64 = 1 << 21;
 
 pub(crate) fn cells(bench: &mut Bench) {
