@@ -4,49 +4,21 @@
 //! A hint, as [`cpu_cache`](crate::cpu_cache) is. What is smaller stays as it is: each such memory may take up the better part of a huge
 //! page more than it needs.
 
-use std::collections::TryReserveError;
-use std::iter;
-
 use crate::sys::advice;
 
 /// Memory from this size on.
 const LARGE_BYTES: usize = 4 << 20;
 
-/// As [`Vec::push`], of an item that is made where it stays.
-#[inline]
-pub(crate) fn push<T>(vec: &mut Vec<T>, make: impl FnOnce() -> T) {
-    if vec.len() == vec.capacity() {
-        reserve(vec, 1);
-    }
-    vec.extend(iter::once_with(make));
-}
-
-/// As [`Vec::reserve`].
-#[cold]
-pub(crate) fn reserve<T>(vec: &mut Vec<T>, more: usize) {
-    let before = vec.capacity();
-    vec.reserve(more);
-    advise_if_grown(vec, before);
-}
-
-/// As [`Vec::try_reserve`].
-#[cold]
-pub(crate) fn try_reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), TryReserveError> {
-    let before = vec.capacity();
-    vec.try_reserve(more)?;
-    advise_if_grown(vec, before);
-    Ok(())
+/// As [`Vec::with_capacity`].
+pub(crate) fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
+    let mut vec = Vec::with_capacity(capacity);
+    advise_at(vec.as_mut_ptr(), vec.capacity());
+    vec
 }
 
 /// Of memory that was just allocated, and not touched yet.
 pub(crate) fn advise<T>(memory: &mut [T]) {
     advise_at(memory.as_mut_ptr(), memory.len());
-}
-
-fn advise_if_grown<T>(vec: &mut Vec<T>, before: usize) {
-    if vec.capacity() > before {
-        advise_at(vec.as_mut_ptr(), vec.capacity());
-    }
 }
 
 fn advise_at<T>(start: *mut T, len: usize) {
@@ -87,23 +59,14 @@ mod tests {
     }
 
     #[test]
-    fn large_vectors_ask_for_huge_pages_however_they_grow() {
+    fn large_memory_asks_for_huge_pages() {
         if !has_huge_pages() {
             return eprintln!("skipped: this system has no transparent huge pages");
         }
         let large = 4 * LARGE_BYTES / 8;
-        let mut pushed = Vec::new();
-        (0..large as u64).for_each(|n| push(&mut pushed, || n));
-        assert!(pushed.iter().copied().eq(0..large as u64));
-        assert!(is_advised(&pushed), "pushed one by one");
-        let (mut reserved, mut tried) = (Vec::new(), Vec::new());
-        reserve(&mut reserved, large);
-        reserved.resize(large, 0u64);
-        assert!(is_advised(&reserved), "reserved");
-        try_reserve(&mut tried, large).unwrap();
-        tried.resize(large, 0u64);
-        assert!(is_advised(&tried), "reserved if there is memory");
-        assert!(try_reserve(&mut tried, usize::MAX / 16).is_err());
+        let mut filled = vec_with_capacity(large);
+        filled.resize(large, 0u64);
+        assert!(is_advised(&filled), "allocated, and filled later");
         let mut made = vec![0u64; large];
         advise(&mut made);
         assert!(is_advised(&made), "made at its size");

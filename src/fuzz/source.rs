@@ -311,7 +311,7 @@ impl World<'_> {
             self.core.detach(id);
         }
         let tables = self.core.store().tables();
-        let mut left = tables.iter().flat_map(|table| table.items());
+        let mut left = tables.iter().flat_map(|table| table.items().iter());
         assert!(left.all(|item| item.value != Value::Removed), "a tombstone is left");
     }
 }

@@ -27,9 +27,9 @@ mod queue;
 use std::collections::VecDeque;
 
 use super::ProtocolError;
+use super::segments::SegmentedVec;
 use super::store::{ItemId, TableId};
 use crate::cpu_cache::prefetch;
-use crate::huge_pages;
 use crate::seq::ChangeNumber;
 use crate::wire::Ack;
 
@@ -77,7 +77,7 @@ const MAX_FAILING_EXAMPLES: usize = 8;
 struct TableEntries {
     /// The store keeps the newest value of every item of the table.
     keeps_all: bool,
-    items: Vec<CacheEntry>,
+    items: SegmentedVec<CacheEntry>,
     name: CacheEntry,
     end: CacheEntry,
 }
@@ -86,7 +86,7 @@ impl SyncCache {
     /// Takes in a table; they come in their order.
     pub(crate) fn add_table(&mut self, keeps_all: bool) {
         let (name, end) = (CacheEntry::default(), CacheEntry::default());
-        self.tables.push(TableEntries { keeps_all, items: Vec::new(), name, end });
+        self.tables.push(TableEntries { keeps_all, items: SegmentedVec::new(), name, end });
     }
 
     pub(crate) fn unacked(&self) -> usize {
@@ -519,7 +519,7 @@ impl SyncCache {
     #[inline]
     fn entry_in(tables: &mut [TableEntries], id: EntryId) -> &mut CacheEntry {
         let table = &mut tables[usize::from(id.table)];
-        if table.items.len() <= id.index as usize {
+        if table.items.get(id.index as usize).is_none() {
             return table.other_entry(id);
         }
         &mut table.items[id.index as usize]
@@ -558,9 +558,7 @@ impl TableEntries {
             EntryKind::TableName => &mut self.name,
             EntryKind::TableEnd => &mut self.end,
             EntryKind::Item(ItemId { index, .. }) => {
-                let more = index as usize + 1 - self.items.len();
-                huge_pages::reserve(&mut self.items, more);
-                self.items.resize(index as usize + 1, CacheEntry::default());
+                self.items.extend_to(index as usize + 1);
                 &mut self.items[index as usize]
             }
         }
@@ -571,7 +569,7 @@ impl TableEntries {
 #[derive(Debug)]
 pub(crate) struct AtOnce<'a> {
     table: TableId,
-    entries: &'a mut [CacheEntry],
+    entries: &'a mut SegmentedVec<CacheEntry>,
     in_flight: &'a mut VecDeque<InFlight>,
     next_ordinal: &'a mut u64,
     unacked: &'a mut usize,
@@ -584,24 +582,42 @@ impl AtOnce<'_> {
         *self.next_ordinal
     }
 
-    /// The newest change that is recorded for an item, if it may go at once: the destination was sent the item before, and its entry
-    /// holds data.
+    /// An item's entry, if the item may go at once: the destination was sent it before, and the entry holds data.
     #[inline(always)]
-    pub(crate) fn recorded(&self, index: u32) -> Option<ChangeNumber> {
-        let entry = self.entries.get(index as usize)?;
-        entry.is_plain().then_some(entry.change)
+    pub(crate) fn entry(&mut self, index: u32) -> Option<EntryAtOnce<'_>> {
+        let entry = self.entries.get_mut(index as usize).filter(|entry| entry.is_plain())?;
+        let id = EntryId { table: self.table, index };
+        let AtOnce { in_flight, next_ordinal, unacked, .. } = self;
+        Some(EntryAtOnce { id, entry, in_flight, next_ordinal, unacked })
+    }
+}
+
+/// The entry of an item that may be sent at once.
+#[derive(Debug)]
+pub(crate) struct EntryAtOnce<'a> {
+    id: EntryId,
+    entry: &'a mut CacheEntry,
+    in_flight: &'a mut VecDeque<InFlight>,
+    next_ordinal: &'a mut u64,
+    unacked: &'a mut usize,
+}
+
+impl EntryAtOnce<'_> {
+    /// The newest change that is recorded.
+    #[inline(always)]
+    pub(crate) fn change(&self) -> ChangeNumber {
+        self.entry.change
     }
 
-    /// Records a change of an item that may go at once as sent. The caller compacts in the end ([`SyncCache::compact_if_long`]).
+    /// Records a change as sent. The caller compacts in the end ([`SyncCache::compact_if_long`]).
     #[inline(always)]
-    pub(crate) fn handle_sent(&mut self, index: u32, change: ChangeNumber) {
-        let entry = &mut self.entries[index as usize];
-        *self.unacked += usize::from(!entry.is_unacked());
+    pub(crate) fn handle_sent(self, change: ChangeNumber) {
+        let EntryAtOnce { id, entry, in_flight, next_ordinal, unacked } = self;
+        *unacked += usize::from(!entry.is_unacked());
         entry.flags |= CacheEntry::UNACKED;
         entry.change = change;
-        let (ordinal, entry) = (*self.next_ordinal, EntryId { table: self.table, index });
-        *self.next_ordinal += 1;
-        self.in_flight.push_back(InFlight { ordinal, change, entry, flushes: 0 });
+        in_flight.push_back(InFlight { ordinal: *next_ordinal, change, entry: id, flushes: 0 });
+        *next_ordinal += 1;
     }
 }
 

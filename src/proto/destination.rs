@@ -421,7 +421,7 @@ impl DestinationCore {
         let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
         let opcode = Opcode::from_checked(received.opcode);
         let mut replaced = false;
-        let place = records.find(&opcode);
+        let place = records.find_and_move(&opcode);
         if let Some(place) = place {
             let record = records.at_mut(place);
             record.confirmed_on = self.attach;

@@ -3,9 +3,13 @@
 //! Open addressing with linear probing. A slot is eight bytes: half a hash and a place. So a look-up that finds something
 //! costs one cache line here and then the item itself, and neither growing nor removing looks at any item.
 //!
+//! It grows by twice as many slots. What the slots had that were there before moves over a little with each insertion, so that none
+//! takes long; as long as there is some left, what is not in the new slots is looked for in the old ones.
+//!
 //! Invariants:
-//! 1. The number of slots is a power of two, and at most three quarters of them are taken.
+//! 1. The number of slots is a power of two, and at most three quarters of them are taken, counting what has yet to move.
 //! 2. Between the slot that a hash begins with and the one that holds it no slot is empty: a removal moves those behind it up.
+//!    What moves from old slots moves from the first slot on, and as far as an empty one each time.
 //!
 //! The hash is a folded multiplication, as in wyhash (<https://github.com/wangyi-fudan/wyhash>), seeded at random. It is not meant to
 //! resist who chooses opcodes. The hasher is not the index's own: who has it may hash before taking the lock that the index is
@@ -22,6 +26,10 @@ use crate::opcode::Opcode;
 #[derive(Debug, Clone)]
 pub(super) struct OpcodeIndex {
     slots: Box<[Slot]>,
+    /// The slots from before the last growth, those before `moved` emptied; none once all have moved.
+    old: Box<[Slot]>,
+    moved: usize,
+    /// Slots that are taken, old ones too.
     taken: usize,
 }
 
@@ -49,6 +57,8 @@ pub(crate) struct HashedOpcode<'a> {
 
 /// Of the smallest index that is not empty.
 const FIRST_SLOTS: usize = 16;
+/// So many old slots, and those up to the next empty one, move at a time: all of them long before the index grows again.
+const MOVED_AT_ONCE: usize = 8;
 
 impl OpcodeHasher {
     pub(super) fn new() -> OpcodeHasher {
@@ -75,33 +85,40 @@ impl OpcodeHasher {
 
 impl OpcodeIndex {
     pub(super) fn new() -> OpcodeIndex {
-        OpcodeIndex { slots: Box::default(), taken: 0 }
+        OpcodeIndex { slots: Box::default(), old: Box::default(), moved: 0, taken: 0 }
     }
 
     /// The place with this hash that `is_it` holds of.
     #[inline(always)]
     pub(super) fn find(&self, hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut at = hash.0 as usize & mask;
-        loop {
-            let slot = self.slots[at];
-            if slot == 0 {
-                return None;
-            }
-            if hash_of(slot) == hash && is_it(place_of(slot)) {
-                return Some(place_of(slot));
-            }
-            at = (at + 1) & mask;
+        let found = find_in(&self.slots, hash, &is_it);
+        if found.is_some() || self.old.is_empty() {
+            return found;
         }
+        find_in_old(&self.old, hash, is_it)
+    }
+
+    /// As [`OpcodeIndex::find`]. An index that is asked like this gets rid of its old slots even if nothing is inserted any more.
+    #[inline(always)]
+    pub(super) fn find_and_move(&mut self, hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let found = find_in(&self.slots, hash, &is_it);
+        if found.is_some() || self.old.is_empty() {
+            return found;
+        }
+        let found = find_in_old(&self.old, hash, is_it)?;
+        self.move_some();
+        Some(found)
     }
 
     /// Has brought near what a look-up sees first. A caller that has many look-ups to do calls this for all of them before it
     /// looks anything up: then it waits for memory once.
     #[inline]
     pub(super) fn prefetch(&self, hash: OpcodeHash) {
-        let mask = self.slots.len().wrapping_sub(1);
-        if let Some(slot) = self.slots.get(hash.0 as usize & mask) {
-            prefetch(slot);
+        for slots in [&self.slots, &self.old] {
+            let mask = slots.len().wrapping_sub(1);
+            if let Some(slot) = slots.get(hash.0 as usize & mask) {
+                prefetch(slot);
+            }
         }
     }
 
@@ -113,6 +130,9 @@ impl OpcodeIndex {
 
     /// Takes in a place that is not here yet.
     pub(super) fn insert(&mut self, hash: OpcodeHash, place: u32) {
+        if !self.old.is_empty() {
+            self.move_some();
+        }
         if (self.taken + 1) * 4 > self.slots.len() * 3 {
             self.grow((self.taken + 1) * 2);
         }
@@ -129,49 +149,106 @@ impl OpcodeIndex {
 
     /// What was at one place is at another now.
     pub(super) fn replace(&mut self, hash: OpcodeHash, place: u32, with: u32) {
-        let at = self.slot_of(hash, place);
-        self.slots[at] = slot(hash, with);
+        let (slots, at) = self.slot_of(hash, place);
+        slots[at] = slot(hash, with);
     }
 
     /// Removes a place that is here.
     pub(super) fn remove(&mut self, hash: OpcodeHash, place: u32) {
-        let mask = self.slots.len() - 1;
-        let mut hole = self.slot_of(hash, place);
+        let (slots, mut hole) = self.slot_of(hash, place);
+        let mask = slots.len() - 1;
         let mut at = hole;
         loop {
             at = (at + 1) & mask;
-            let next = self.slots[at];
+            let next = slots[at];
             if next == 0 {
                 break;
             }
             // It may move up if it begins no later than the hole, seen from where it is.
             let begins = hash_of(next).0 as usize & mask;
             if (at.wrapping_sub(begins) & mask) >= (at.wrapping_sub(hole) & mask) {
-                self.slots[hole] = next;
+                slots[hole] = next;
                 hole = at;
             }
         }
-        self.slots[hole] = 0;
+        slots[hole] = 0;
         self.taken -= 1;
     }
 
-    fn slot_of(&self, hash: OpcodeHash, place: u32) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut at = hash.0 as usize & mask;
-        while self.slots[at] != slot(hash, place) {
-            assert!(self.slots[at] != 0, "an item is in its table's index");
-            at = (at + 1) & mask;
+    /// Where a place that is here lies.
+    fn slot_of(&mut self, hash: OpcodeHash, place: u32) -> (&mut [Slot], usize) {
+        let content = slot(hash, place);
+        if let Some(at) = position(&self.slots, content) {
+            return (&mut self.slots, at);
         }
-        at
+        let at = position(&self.old, content).expect("an item is in its table's index");
+        (&mut self.old, at)
     }
 
     #[cold]
     fn grow(&mut self, slots: usize) {
+        while !self.old.is_empty() {
+            self.move_some();
+        }
+        // Zeroed by the system, where it is large, when it is first touched.
         let mut grown = vec![0; slots.next_power_of_two().max(FIRST_SLOTS)].into_boxed_slice();
         huge_pages::advise(&mut grown);
-        self.slots.iter().filter(|slot| **slot != 0).for_each(|slot| put(&mut grown, *slot));
-        self.slots = grown;
+        self.old = std::mem::replace(&mut self.slots, grown);
+        self.moved = 0;
     }
+
+    /// Moves the next old slots. What stays keeps to invariant 2: between where its hash begins and itself there is no slot that has
+    /// been emptied. What lies at the front because the slots at the end were taken goes first.
+    #[cold]
+    fn move_some(&mut self) {
+        let enough = self.moved + MOVED_AT_ONCE;
+        while let Some(content) = self.old.get_mut(self.moved) {
+            if *content == 0 && self.moved >= enough {
+                return;
+            }
+            if *content != 0 {
+                put(&mut self.slots, *content);
+                *content = 0;
+            }
+            self.moved += 1;
+        }
+        self.old = Box::default();
+    }
+}
+
+#[inline(always)]
+fn find_in(slots: &[Slot], hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    let mask = slots.len().checked_sub(1)?;
+    let mut at = hash.0 as usize & mask;
+    loop {
+        let slot = slots[at];
+        if slot == 0 {
+            return None;
+        }
+        if hash_of(slot) == hash && is_it(place_of(slot)) {
+            return Some(place_of(slot));
+        }
+        at = (at + 1) & mask;
+    }
+}
+
+/// Out of line, so that the usual way stays short where it is inlined.
+#[cold]
+fn find_in_old(old: &[Slot], hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    find_in(old, hash, is_it)
+}
+
+/// The slot that holds this.
+fn position(slots: &[Slot], content: Slot) -> Option<usize> {
+    let mask = slots.len().checked_sub(1)?;
+    let mut at = hash_of(content).0 as usize & mask;
+    while slots[at] != content {
+        if slots[at] == 0 {
+            return None;
+        }
+        at = (at + 1) & mask;
+    }
+    Some(at)
 }
 
 /// Out of line, so that the way of short opcodes stays short where it is inlined.
@@ -212,6 +289,20 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
+/// Two numbers whose opcodes have the same hash.
+#[cfg(test)]
+pub(super) fn colliding(hasher: &OpcodeHasher) -> [u64; 2] {
+    use crate::opcode::ToOpcode;
+    let mut seen = std::collections::HashMap::new();
+    let mut numbers = 0u64..;
+    numbers
+        .find_map(|number| {
+            let hash = hasher.hash(&number.to_opcode().unwrap());
+            seen.insert(hash.0, number).map(|other| [other, number])
+        })
+        .expect("there are more numbers than hashes")
+}
+
 /// For the models: where an item is found has no influence.
 #[cfg(test)]
 impl std::hash::Hash for OpcodeHasher {
@@ -240,7 +331,9 @@ mod tests {
                     _ => format!("{key:>22}").to_opcode().unwrap(),
                 };
                 let hash = hasher.hash(&opcode);
-                let found = index.find(hash, |place| opcodes[place as usize].as_ref() == Some(&opcode));
+                let is_it = |place: u32| opcodes[place as usize].as_ref() == Some(&opcode);
+                let found =
+                    if rng.bool() { index.find(hash, is_it) } else { index.find_and_move(hash, is_it) };
                 assert_eq!(found, known.get(&opcode).copied());
                 match found {
                     Some(place) if rng.bool() => {
@@ -264,6 +357,99 @@ mod tests {
                 assert_eq!(found, Some(place));
             }
         }
+    }
+
+    /// Takes in places from 0 on until the index has grown so that there are old slots to move.
+    fn just_grown(hasher: &OpcodeHasher, slots: usize) -> (OpcodeIndex, Vec<OpcodeHash>) {
+        let (mut index, mut hashes) = (OpcodeIndex::new(), Vec::new());
+        while index.old.len() < slots {
+            let place = hashes.len() as u32;
+            hashes.push(hasher.hash(&place.to_opcode().unwrap()));
+            index.insert(hashes[place as usize], place);
+        }
+        (index, hashes)
+    }
+
+    #[test]
+    fn growing_moves_a_few_slots_with_each_insertion() {
+        let hasher = OpcodeHasher::new();
+        let (mut index, hashes) = just_grown(&hasher, 1 << 12);
+        let mut insertions = 0;
+        while !index.old.is_empty() {
+            let (moved, longest) = (index.moved, longest_run(&index.old));
+            insert_more(&mut index, &hasher, hashes.len() + insertions, 1);
+            insertions += 1;
+            assert!(insertions <= (1 << 12) / 8, "old slots are left after {insertions} insertions");
+            if !index.old.is_empty() {
+                assert!(index.moved - moved <= 16 + longest, "{} slots", index.moved - moved);
+            }
+            let found =
+                hashes.iter().zip(0..).filter(|(hash, at)| index.find(**hash, |it| it == *at).is_some());
+            assert_eq!(found.count(), hashes.len(), "after {insertions}");
+        }
+    }
+
+    fn insert_more(index: &mut OpcodeIndex, hasher: &OpcodeHasher, from: usize, count: usize) {
+        for place in from as u32..(from + count) as u32 {
+            index.insert(hasher.hash(&place.to_opcode().unwrap()), place);
+        }
+    }
+
+    fn longest_run(slots: &[Slot]) -> usize {
+        slots.split(|slot| *slot == 0).map(<[Slot]>::len).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn an_index_that_is_only_asked_gets_rid_of_its_old_slots() {
+        let (mut index, hashes) = just_grown(&OpcodeHasher::new(), 1 << 10);
+        for (&hash, place) in hashes.iter().zip(0..) {
+            assert_eq!(index.find_and_move(hash, |it| it == place), Some(place));
+        }
+        assert!(index.old.is_empty());
+        for (&hash, place) in hashes.iter().zip(0..) {
+            assert_eq!(index.find(hash, |it| it == place), Some(place));
+        }
+    }
+
+    #[test]
+    fn what_has_yet_to_move_is_replaced_and_removed_where_it_is() {
+        for more in [0, 1, 20, 60] {
+            replace_and_remove_while_moving(more);
+        }
+    }
+
+    fn replace_and_remove_while_moving(more: usize) {
+        let hasher = OpcodeHasher::new();
+        let (mut index, hashes) = just_grown(&hasher, 1 << 10);
+        insert_more(&mut index, &hasher, 1 << 20, more);
+        assert!(!index.old.is_empty() && (more == 0) == (index.moved == 0), "{} have moved", index.moved);
+        let count = hashes.len() as u32;
+        for (&hash, place) in hashes.iter().zip(0..) {
+            if place % 3 == 0 {
+                index.remove(hash, place);
+            } else {
+                index.replace(hash, place, place + count);
+            }
+        }
+        for (&hash, place) in hashes.iter().zip(0..) {
+            let expected = (place % 3 != 0).then_some(place + count);
+            assert_eq!(index.find(hash, |it| it == place || it == place + count), expected);
+        }
+        assert_eq!(index.taken, hashes.len() + more - hashes.len().div_ceil(3));
+    }
+
+    #[test]
+    fn making_room_while_slots_have_yet_to_move_loses_none() {
+        let (mut index, hashes) = just_grown(&OpcodeHasher::new(), 1 << 10);
+        index.reserve(10_000);
+        let slots = index.slots.len();
+        for (&hash, place) in hashes.iter().zip(0..) {
+            assert_eq!(index.find(hash, |it| it == place), Some(place));
+        }
+        for place in hashes.len() as u32..10_000 {
+            index.insert(OpcodeHash(place << 7), place);
+        }
+        assert_eq!(index.slots.len(), slots, "there was room");
     }
 
     #[test]

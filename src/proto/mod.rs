@@ -15,6 +15,7 @@ mod index;
 mod models;
 mod replay;
 mod resend;
+mod segments;
 #[cfg(test)]
 mod sim;
 pub(crate) mod source;

@@ -20,8 +20,8 @@ use smallvec::SmallVec;
 
 use super::ValueBytes;
 use super::index::{OpcodeHash, OpcodeIndex};
+use super::segments::SegmentedVec;
 use crate::cpu_cache::{LINE_BYTES, prefetch};
-use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
@@ -68,7 +68,7 @@ pub(crate) struct TableStore {
     pub(crate) live: u32,
     /// Those among them that are pointers.
     pub(crate) pointers: u32,
-    items: Vec<Item>,
+    items: SegmentedVec<Item>,
     vacant: Vec<u32>,
     index: OpcodeIndex,
 }
@@ -177,7 +177,7 @@ impl Store {
             changed: HashMap::new(),
             live: 0,
             pointers: 0,
-            items: Vec::new(),
+            items: SegmentedVec::new(),
             vacant: Vec::new(),
             index: OpcodeIndex::new(),
         });
@@ -209,10 +209,11 @@ impl Store {
     ) -> Option<Changed> {
         debug_assert_eq!(opcode.hash, self.hasher.hash(opcode.opcode), "hashed with another hasher");
         let table = &mut self.tables[usize::from(id)];
-        let index = table.find(opcode);
+        let likely = table.index.find_and_move(opcode.hash, |_| true);
         // Almost every change: data takes the place of data, in a table of which no enumeration is under way.
-        if let Some(index) = index
+        if let Some(index) = likely
             && let item = &mut table.items[index as usize]
+            && item.opcode == *opcode.opcode
             && let (Value::Data(old), NewValue::Data(new)) = (&mut item.value, value)
             && matches!(table.retention, Retention::Newest)
             && let old = &mut old[..]
@@ -226,14 +227,23 @@ impl Store {
             old.copy_from_slice(new);
             return Some(Changed { index, created: false });
         }
-        self.set_otherwise(id, opcode, index, value, always)
+        self.set_otherwise(id, opcode, likely, value, always)
     }
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
-    /// place of data, or not in such a table.
-    fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Option<Changed>> {
+    /// place of data, or not in such a table, or the item is another's.
+    fn trade(
+        &mut self,
+        id: ItemId,
+        opcode: &Opcode,
+        buffer: &RefCell<ValueBytes>,
+        always: bool,
+    ) -> Option<Option<Changed>> {
         let table = &mut self.tables[usize::from(id.table)];
         let item = &mut table.items[id.index as usize];
+        if item.opcode != *opcode {
+            return None;
+        }
         let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention) else { return None };
         let mut new = buffer.borrow_mut();
         if !always && *old == *new {
@@ -270,23 +280,26 @@ impl Store {
         }
     }
 
-    /// As [`Store::set`], of an item that is at `index`, if there is one. Data that is not in a buffer is other data for sure.
+    /// As [`Store::set`], of an item that is at `likely`, unless its opcode shares its hash. Data that is not in a buffer is other
+    /// data for sure.
     #[inline(never)]
     fn set_otherwise(
         &mut self,
         id: TableId,
-        HashedOpcode { opcode, hash }: HashedOpcode<'_>,
-        index: Option<u32>,
+        hashed: HashedOpcode<'_>,
+        likely: Option<u32>,
         value: NewValue<'_>,
         always: bool,
     ) -> Option<Changed> {
-        if let (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) = (value, index)
-            && let Some(stored) = self.trade(ItemId { table: id, index }, buffer, always)
+        let HashedOpcode { opcode, hash } = hashed;
+        if let (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) = (value, likely)
+            && let Some(stored) = self.trade(ItemId { table: id, index }, opcode, buffer, always)
         {
             return stored;
         }
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
+        let index = likely.and_then(|_| table.find(hashed));
         table.note_changed(opcode, change);
         let Some(index) = index else {
             let created = if table.keeps_all() { change } else { ChangeNumber::NONE };
@@ -462,7 +475,7 @@ impl TableStore {
     }
 
     /// All places, vacant ones too.
-    pub(crate) fn items(&self) -> &[Item] {
+    pub(crate) fn items(&self) -> &SegmentedVec<Item> {
         &self.items
     }
 
@@ -486,7 +499,7 @@ impl TableStore {
                 index
             }
             None => {
-                huge_pages::push(&mut self.items, || item);
+                self.items.push(|| item);
                 u32::try_from(self.items.len() - 1).expect("memory ends before 2^32 items")
             }
         };
@@ -589,6 +602,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn two_opcodes_of_one_hash_are_two_items() {
+        let (mut store, table) = store();
+        let [a, b] = super::super::index::colliding(store.hasher()).map(|n| n.to_opcode().unwrap());
+        for (opcode, data, index) in [(&a, b"a1", 0), (&b, b"b1", 1), (&a, b"a2", 0), (&b, b"b2", 1)] {
+            let created = data[1] == b'1';
+            let changed = set(&mut store, table, opcode, NewValue::Data(data), false);
+            assert_eq!(changed, Some(Changed { index, created }));
+        }
+        let buffer = OtherValue::Buffer(RefCell::new(b"b3"[..].into()));
+        let changed = set(&mut store, table, &b, NewValue::Other(&buffer), false);
+        assert_eq!(changed, Some(Changed { index: 1, created: false }));
+        for (opcode, data) in [(&a, b"a2"), (&b, b"b3")] {
+            assert_eq!(store.find(table, opcode).unwrap().value, Value::Data(data[..].into()));
+        }
+        let gone = store.remove(table, &a).unwrap();
+        assert_eq!(gone.index, 0);
+        store.vacate_if_unowed(gone);
+        assert!(store.find(table, &a).is_none() && store.find(table, &b).is_some());
     }
 
     #[test]

@@ -4,10 +4,10 @@ use hashbrown::{HashMap, HashSet};
 
 use super::super::ValueBytes;
 use super::super::index::{OpcodeHash, OpcodeHasher, OpcodeIndex};
+use super::super::segments::SegmentedVec;
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::cpu_cache::{LINE_BYTES, prefetch};
-use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 
@@ -25,7 +25,7 @@ pub(super) struct LocalTable {
     pub(super) synced: u32,
 }
 
-/// The records of a table by opcode, without holes, so that a walk over all is a walk over a slice.
+/// The records of a table by opcode, without holes, so that a walk over all is a walk over a vector.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Records {
@@ -37,9 +37,9 @@ pub(super) struct Records {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 enum Places {
-    Valued(Vec<Valued>),
+    Valued(SegmentedVec<Valued>),
     /// The application keeps the values itself.
-    Bare(Vec<Entry>),
+    Bare(SegmentedVec<Entry>),
 }
 
 #[derive(Debug)]
@@ -111,7 +111,8 @@ pub(super) struct Received<'a> {
 impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
-        let places = if keep_values { Places::Valued(Vec::new()) } else { Places::Bare(Vec::new()) };
+        let places =
+            if keep_values { Places::Valued(SegmentedVec::new()) } else { Places::Bare(SegmentedVec::new()) };
         Records { places, index: OpcodeIndex::new(), hasher: OpcodeHasher::new() }
     }
 
@@ -123,23 +124,27 @@ impl Records {
         }
     }
 
-    /// Makes room for so many records in all, if there is memory for it.
+    /// So many records in all will come: they need not grow then.
     pub(super) fn reserve(&mut self, records: usize) {
-        let more = records.saturating_sub(self.len());
-        let fits = match &mut self.places {
-            Places::Valued(places) => huge_pages::try_reserve(places, more),
-            Places::Bare(places) => huge_pages::try_reserve(places, more),
-        };
-        if fits.is_ok() {
-            self.index.reserve(records);
+        match &mut self.places {
+            Places::Valued(places) => places.reserve(records),
+            Places::Bare(places) => places.reserve(records),
         }
+        self.index.reserve(records);
     }
 
     /// The place of a record, until one is taken in or removed.
     #[inline]
     pub(super) fn find(&self, opcode: &Opcode) -> Option<usize> {
-        let is_it = |place: u32| self.entry(place as usize).opcode == *opcode;
+        let is_it = |place: u32| self.places.entry(place as usize).opcode == *opcode;
         self.index.find(self.hasher.hash(opcode), is_it).map(|place| place as usize)
+    }
+
+    /// As [`Records::find`], of a record that is about to be changed.
+    #[inline]
+    pub(super) fn find_and_move(&mut self, opcode: &Opcode) -> Option<usize> {
+        let is_it = |place: u32| self.places.entry(place as usize).opcode == *opcode;
+        self.index.find_and_move(self.hasher.hash(opcode), is_it).map(|place| place as usize)
     }
 
     /// The hash of this opcode. `None` if there are so few records that they are near in any case.
@@ -200,7 +205,7 @@ impl Records {
 
     #[inline]
     pub(super) fn get(&self, opcode: &Opcode) -> Option<&Record> {
-        self.find(opcode).map(|place| &self.entry(place).record)
+        self.find(opcode).map(|place| &self.places.entry(place).record)
     }
 
     #[inline]
@@ -215,11 +220,11 @@ impl Records {
         self.index.insert(self.hasher.hash(&opcode), number);
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
         match &mut self.places {
-            Places::Valued(places) => huge_pages::push(places, || {
+            Places::Valued(places) => places.push(|| {
                 let entry = Entry { opcode, record };
                 Valued { entry, value: ValueBytes::new() }
             }),
-            Places::Bare(places) => huge_pages::push(places, || Entry { opcode, record }),
+            Places::Bare(places) => places.push(|| Entry { opcode, record }),
         }
         self.set_value(place, value);
     }
@@ -234,7 +239,7 @@ impl Records {
         let before = self.len();
         let mut place = 0;
         while place < self.len() {
-            let Entry { opcode, record } = self.entry(place);
+            let Entry { opcode, record } = self.places.entry(place);
             if goes(opcode, record) {
                 self.remove_at(place);
             } else {
@@ -246,28 +251,30 @@ impl Records {
 
     /// All records, in the order of their places.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Opcode, &Record)> {
-        let entries = (0..self.len()).map(|place| self.entry(place));
+        let entries = (0..self.len()).map(|place| self.places.entry(place));
         entries.map(|Entry { opcode, record }| (opcode, record))
-    }
-
-    #[inline]
-    fn entry(&self, place: usize) -> &Entry {
-        match &self.places {
-            Places::Valued(places) => &places[place].entry,
-            Places::Bare(places) => &places[place],
-        }
     }
 
     /// The last record takes the place of the one that goes.
     fn remove_at(&mut self, place: usize) -> Record {
-        self.index.remove(self.hasher.hash(&self.entry(place).opcode), place as u32);
+        self.index.remove(self.hasher.hash(&self.places.entry(place).opcode), place as u32);
         let last = self.len() - 1;
         if place < last {
-            self.index.replace(self.hasher.hash(&self.entry(last).opcode), last as u32, place as u32);
+            self.index.replace(self.hasher.hash(&self.places.entry(last).opcode), last as u32, place as u32);
         }
         match &mut self.places {
             Places::Valued(places) => places.swap_remove(place).entry.record,
             Places::Bare(places) => places.swap_remove(place).record,
+        }
+    }
+}
+
+impl Places {
+    #[inline]
+    fn entry(&self, place: usize) -> &Entry {
+        match self {
+            Places::Valued(places) => &places[place].entry,
+            Places::Bare(places) => &places[place],
         }
     }
 }

@@ -93,7 +93,7 @@ impl World {
             return Err(format!("it ends unsynced: {:?} loading, {state:?}", destination.loading()));
         }
         let source = self.source();
-        let items = source.store().tables().iter().flat_map(|table| table.items());
+        let items = source.store().tables().iter().flat_map(|table| table.items().iter());
         let left = items.filter(|item| match self.scene.kind {
             Kind::Enumerated => item.value != Value::Vacant,
             _ => item.value == Value::Removed,

@@ -200,15 +200,15 @@ impl Session {
         let mut runway = outlet.runway(id);
         let (mut sent, first) = (0, at_once.ordinal());
         for &Changed { index, .. } in changed {
-            let Some(recorded) = at_once.recorded(index) else { break };
+            let Some(entry) = at_once.entry(index) else { break };
             let item = &items[index as usize];
             // One that is set twice is recorded with its newest value the first time.
-            if recorded != item.change {
+            if entry.change() != item.change {
                 let frame = frame_of_data(item, 0, table).filter(|_| selection.takes(&item.opcode));
                 if !frame.is_some_and(|frame| runway.take(O::bytes_of(frame.len_bytes()))) {
                     break;
                 }
-                at_once.handle_sent(index, item.change);
+                entry.handle_sent(item.change);
             }
             sent += 1;
         }
@@ -245,11 +245,11 @@ impl Session {
         }
         let Some(mut at_once) = self.cache.at_once(frame.table) else { return false };
         let ordinal = at_once.ordinal();
-        if at_once.recorded(changed.index).is_none() || !outlet.offer(id, &Frame { ordinal, ..frame }, alone)
-        {
+        let Some(entry) = at_once.entry(changed.index) else { return false };
+        if !outlet.offer(id, &Frame { ordinal, ..frame }, alone) {
             return false;
         }
-        at_once.handle_sent(changed.index, frame.change);
+        entry.handle_sent(frame.change);
         self.handle_sent_at_once(1, 1);
         true
     }
