@@ -48,7 +48,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 
 use opcode::{Opcode, ToOpcode};
 use proto::ResendPolicy;
-use proto::cache::{EntryId, Holds, SyncCache};
+use proto::cache::{EntryId, EntryRoom, Holds, SyncCache};
 use proto::destination::DestinationCore;
 use proto::source::{SessionId, SourceConfig, SourceCore};
 use proto::store::{ItemId, NewValue, TableId};
@@ -128,7 +128,7 @@ fn codec(c: &mut Criterion) {
 
 fn cache(c: &mut Criterion) {
     let mut cache = SyncCache::default();
-    cache.add_table(true);
+    cache.add_table(true, EntryRoom::none());
     let mut n = 0;
     let mut group = c.benchmark_group("cache");
     group.throughput(Throughput::Elements(64));
@@ -172,9 +172,15 @@ fn send_all(source: &mut SourceCore, session: SessionId) -> u64 {
     sent
 }
 
+/// A destination of all.
+fn attach(source: &mut SourceCore) -> SessionId {
+    let attaching = source.start_attach(Subscription::all());
+    source.attach(attaching)
+}
+
 fn set_and_receive(c: &mut Criterion) {
     let (mut source, table) = source();
-    let session = source.attach(Subscription::all());
+    let session = attach(&mut source);
     let mut destination = DestinationCore::new(true, Subscription::all());
     destination.attach(1);
     let mut records: Vec<Vec<u8>> = Vec::new();
@@ -230,7 +236,7 @@ fn encoded(frame: &Frame<'_>) -> Vec<u8> {
 /// A set of the source's end alone: its frame is taken, and acknowledged behind the time that counts.
 fn set(c: &mut Criterion) {
     let (mut source, table) = source();
-    let session = source.attach(Subscription::all());
+    let session = attach(&mut source);
     for n in 0..OPCODES {
         source.set(table, &opcode(n), NewValue::Data(&value(n)), &mut ());
     }
@@ -313,7 +319,7 @@ fn tick(c: &mut Criterion) {
     let mut group = c.benchmark_group("tick with nothing due");
     for entries in [1000u64, 100_000, 1_000_000] {
         let (mut source, table) = source();
-        let session = source.attach(Subscription::all());
+        let session = attach(&mut source);
         for n in 0..entries {
             source.set(table, &opcode(n), NewValue::Data(&value(n)), &mut ());
             send_all(&mut source, session);
@@ -337,7 +343,7 @@ fn set_beside_unacked(c: &mut Criterion) {
     let mut group = c.benchmark_group("set, sent, acknowledged beside unacknowledged");
     for entries in [0u64, 1_000_000] {
         let (mut source, table) = source();
-        let session = source.attach(Subscription::all());
+        let session = attach(&mut source);
         for n in 0..entries {
             source.set(table, &opcode(OPCODES + n), NewValue::Data(&value(n)), &mut ());
         }

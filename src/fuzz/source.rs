@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Choices, Saw};
 use crate::opcode::{Opcode, ToOpcode};
-use crate::proto::source::{SessionId, Set, SourceConfig, SourceCore};
+use crate::proto::source::{Attaching, SessionId, Set, SourceConfig, SourceCore};
 use crate::proto::store::{ItemId, NewValue, TableId, Value};
 use crate::proto::{ProtocolError, ResendPolicy};
 use crate::retention::Retention;
@@ -27,12 +27,14 @@ struct World<'a> {
     choices: Choices<'a>,
     core: SourceCore,
     sessions: Vec<(SessionId, Session)>,
+    attaching: Option<Attaching>,
     now: Instant,
 }
 
 /// A destination, as what was sent to it tells.
 #[derive(Default)]
 struct Session {
+    subscription: Subscription,
     sent: Vec<Sent>,
     /// Ordinals that were acknowledged.
     acked: BTreeSet<u64>,
@@ -56,7 +58,7 @@ pub(super) fn run(input: &[u8], saw: Saw<'_>) {
         max_tombstones: MAX_TOMBSTONES,
     };
     let core = SourceCore::new(config);
-    let mut world = World { choices, core, sessions: Vec::new(), now: Instant::now() };
+    let mut world = World { choices, core, sessions: Vec::new(), attaching: None, now: Instant::now() };
     for name in NAMES {
         world.core.table(name, Retention::Newest).expect("there are few");
     }
@@ -79,7 +81,7 @@ impl World<'_> {
                 self.core.remove(table, &opcode);
             }
             6 => self.core.ready(self.choices.below(2) as TableId),
-            7 => self.attach(),
+            7 => self.attach(saw),
             8 => self.detach(saw),
             9 | 10 => {
                 let most = 1 + self.choices.below(8) as usize;
@@ -127,15 +129,40 @@ impl World<'_> {
         }
     }
 
-    fn attach(&mut self) {
-        if self.sessions.len() < MAX_SESSIONS {
-            let subscription = match self.choices.below(3) {
-                0 => Subscription::none().table(NAMES[self.choices.below(2) as usize]),
-                _ => Subscription::all(),
-            };
-            let id = self.core.attach(subscription);
-            assert!(self.sessions.iter().all(|(other, _)| *other != id), "a place for two");
-            self.sessions.push((id, Session::default()));
+    /// At once, or in steps between which something else happens.
+    fn attach(&mut self, saw: Saw<'_>) {
+        let Some(mut attaching) = self.attaching.take() else {
+            let subscription = self.subscription();
+            self.attaching = Some(self.core.start_attach(subscription));
+            return;
+        };
+        match self.choices.below(4) {
+            0 => {
+                attaching.make_room();
+                self.attaching = Some(attaching);
+            }
+            1 if !attaching.is_counted() => {
+                self.core.go_on_attaching(&mut attaching);
+                saw("counted");
+                self.attaching = Some(attaching);
+            }
+            _ if self.sessions.len() < MAX_SESSIONS => {
+                let session =
+                    Session { subscription: attaching.subscription().clone(), ..Session::default() };
+                let id = self.core.attach(attaching);
+                assert!(self.sessions.iter().all(|(other, _)| *other != id), "a place for two");
+                self.sessions.push((id, session));
+            }
+            _ => self.attaching = Some(attaching),
+        }
+    }
+
+    fn subscription(&mut self) -> Subscription {
+        let name = NAMES[self.choices.below(2) as usize];
+        match self.choices.below(4) {
+            0 => Subscription::none().table(name),
+            1 => Subscription::none().prefix(name, self.choices.below(5)).expect("a number is short"),
+            _ => Subscription::all(),
         }
     }
 
@@ -367,8 +394,10 @@ impl Session {
                 continue;
             }
             let held: Vec<_> = self.items.iter().filter(|((of, _), _)| *of == number).collect();
-            assert_eq!(held.len(), table.live as usize);
-            for item in table.iter() {
+            let selection = self.subscription.of(&table.name).expect("something of it was sent");
+            let wanted: Vec<_> = table.iter().filter(|item| selection.takes(&item.opcode)).collect();
+            assert_eq!(held.len(), wanted.len());
+            for item in wanted {
                 let held = self.items.get(&(number, item.opcode.as_bytes().to_vec()));
                 assert!(
                     matches!(&item.value, Value::Data(data) if held.is_some_and(|held| **held == **data))

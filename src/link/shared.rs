@@ -17,7 +17,7 @@ use super::outgoing::{OutgoingLink, Pumped};
 use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore};
+use crate::proto::source::{Detached, MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore};
 use crate::proto::store::{Changed, HashedOpcode, ItemId, NewValue, OpcodeHasher, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
@@ -94,7 +94,7 @@ impl<P: Platform> Shared<P> {
         self.max_item_bytes - opcode.as_bytes().len()
     }
 
-    /// An opcode for [`Shared::set`]: to be hashed before the lock is taken, which then does not wait for it.
+    /// An opcode for [`Shared::set`] and its like: to be hashed before the lock is taken, which then does not wait for it.
     #[inline]
     pub(crate) fn hashed<'a>(&self, opcode: &'a Opcode) -> HashedOpcode<'a> {
         self.hasher.hashed(opcode)
@@ -160,13 +160,18 @@ impl<P: Platform> Shared<P> {
         core.set_many(table, items, changed, &mut Links { links, policy: &self.policy, is_drain_due: false });
     }
 
-    /// Removes an item, as [`SourceCore::remove`]. One tombstone too many costs a destination its state, so where that is at stake its
+    /// Removes an item, as [`SourceCore::remove_hashed`]. One tombstone too many costs a destination its state, so where that is at stake its
     /// acks are looked at before.
-    pub(crate) fn remove(&self, state: &mut State<P>, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+    pub(crate) fn remove(
+        &self,
+        state: &mut State<P>,
+        table: TableId,
+        opcode: HashedOpcode<'_>,
+    ) -> Option<ItemId> {
         if state.core.is_at_bound() {
             self.drain_acks(state);
         }
-        state.core.remove(table, opcode)
+        state.core.remove_hashed(table, opcode)
     }
 
     /// Sends what the caller has just changed, as far as there is room. Answers whether all of it went.
@@ -194,14 +199,19 @@ impl<P: Platform> Shared<P> {
     }
 
     /// Takes a destination in, whose link `make` makes for this session and attachment. The timer's next turn sends it the
-    /// first ring-full.
+    /// first ring-full. Publishers are let in between, however much there is to be counted.
     pub(super) fn add_link(
         &self,
         subscription: Subscription,
         make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
     ) {
+        let mut attaching = self.lock_for_timer().core.start_attach(subscription);
+        while !attaching.is_counted() {
+            self.lock_for_timer().core.go_on_attaching(&mut attaching);
+        }
+        attaching.make_room();
         let mut state = self.lock_for_timer();
-        let session = state.core.attach(subscription);
+        let session = state.core.attach(attaching);
         state.counters.attached += 1;
         if state.links.len() <= session {
             state.links.resize_with(session + 1, || None);
@@ -367,16 +377,16 @@ impl<P: Platform> State<P> {
         self.counters.last_error = Some(format!("a destination was not taken: {error}"));
     }
 
-    /// Takes a link out. The caller drops it once it has let go of the lock: unmapping a large ring takes long.
-    pub(super) fn take_link(&mut self, session: SessionId) -> Option<OutgoingLink<P>> {
-        let link = self.links[session].take();
-        if let Some(OutgoingLink { failed: Some(error), id, .. }) = &link {
+    /// Takes a link out. The caller drops it once it has let go of the lock: freeing what was kept for a large table and unmapping
+    /// a large ring takes long.
+    pub(super) fn take_link(&mut self, session: SessionId) -> Option<(OutgoingLink<P>, Detached)> {
+        let link = self.links[session].take()?;
+        if let OutgoingLink { failed: Some(error), id, .. } = &link {
             // An overrun is counted where it is found.
             let is_ours = matches!(error, LinkError::Overrun { .. } | LinkError::Enumerator { .. });
             self.counters.broken += u64::from(!is_ours);
             self.counters.last_error = Some(format!("process {}: {error}", id.pid));
         }
-        self.core.detach(session);
-        link
+        Some((link, self.core.detach(session)))
     }
 }

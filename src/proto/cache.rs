@@ -82,11 +82,28 @@ struct TableEntries {
     end: CacheEntry,
 }
 
+/// Memory for the entries of a table's items. The entries that it has no room for yet get theirs when they come.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
+pub(crate) struct EntryRoom(SegmentedVec<CacheEntry>);
+
+impl EntryRoom {
+    pub(crate) fn none() -> EntryRoom {
+        EntryRoom(SegmentedVec::new())
+    }
+
+    pub(crate) fn of(items: usize) -> EntryRoom {
+        let mut entries = SegmentedVec::new();
+        entries.extend_to(items);
+        EntryRoom(entries)
+    }
+}
+
 impl SyncCache {
-    /// Takes in a table; they come in their order.
-    pub(crate) fn add_table(&mut self, keeps_all: bool) {
+    /// Takes in a table, and room for the entries of its items; tables come in their order.
+    pub(crate) fn add_table(&mut self, keeps_all: bool, room: EntryRoom) {
         let (name, end) = (CacheEntry::default(), CacheEntry::default());
-        self.tables.push(TableEntries { keeps_all, items: SegmentedVec::new(), name, end });
+        self.tables.push(TableEntries { keeps_all, items: room.0, name, end });
     }
 
     pub(crate) fn unacked(&self) -> usize {
@@ -660,7 +677,7 @@ mod tests {
     /// A cache whose items wait with a change each.
     fn cache_of(items: u32) -> (SyncCache, Vec<EntryId>) {
         let mut cache = SyncCache::default();
-        cache.add_table(true);
+        cache.add_table(true, EntryRoom::none());
         let entries: Vec<EntryId> =
             (0..items).map(|index| EntryId::item(ItemId { table: 0, index })).collect();
         for (&id, change) in entries.iter().zip(1..) {

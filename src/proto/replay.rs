@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use super::cache::{EntryId, MAX_FLUSHES, SyncCache, bits};
-use super::store::{Item, ItemId, Store, TableId, Value};
+use super::store::{Item, ItemId, PLACES_AT_ONCE, Store, TableId, Value};
 use crate::retention::EnumeratedItems;
 use crate::seq::ChangeNumber;
 use crate::subscription::Selection;
@@ -29,6 +29,8 @@ pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Kept tables whose places were not all walked; they take turns.
     walking: VecDeque<TableId>,
+    /// Places that were passed over since others had their turn.
+    passed: u32,
     /// Tables from which an enumeration has yet to draw; they take turns.
     enumerating: VecDeque<TableId>,
     /// The flushes that wait for items which have no entry yet, a bit for each.
@@ -103,25 +105,25 @@ enum Stage {
     Passed,
 }
 
-/// Places that are passed over at most before others get the lock.
-const MAX_PASSED: u32 = 4096;
-
 impl Replay {
     pub(crate) fn new() -> Replay {
         Replay {
             tables: Vec::new(),
             walking: VecDeque::new(),
+            passed: 0,
             enumerating: VecDeque::new(),
             flushes: 0,
             flush_gates: [FlushGate { until: ChangeNumber::NONE, left: 0 }; MAX_FLUSHES],
         }
     }
 
-    /// Begins the replay of a table, as far as the destination wants it. Answers whether its end marker is due at once.
+    /// Begins the replay of a table, as far as the destination wants it: so many of its live items, if it does not want all. Answers
+    /// whether the end marker is due at once.
     pub(crate) fn add_table(
         &mut self,
         table: TableId,
         selection: Option<Selection>,
+        wanted: Option<u32>,
         store: &mut Store,
     ) -> bool {
         assert!(self.tables.len() == usize::from(table), "tables are added in their order");
@@ -132,10 +134,7 @@ impl Replay {
                 TableReplay::Enumerated(Enumeration { stage: Stage::Loading, gated: 0, flushes: 0 })
             }
             Some(selection) => {
-                let unsent = match &selection {
-                    Selection::All => stored.live,
-                    some => stored.iter().filter(|item| some.takes(&item.opcode)).count() as u32,
-                };
+                let unsent = wanted.unwrap_or(stored.live);
                 let end = stored.items().len() as u32;
                 if end > 0 {
                     self.walking.push_back(table);
@@ -337,10 +336,9 @@ impl Replay {
         if self.walking.is_empty() { None } else { self.walk(cache, store) }
     }
 
-    /// The item that goes next, if there is one. Of those whose data must be read through a pointer it makes entries on its
-    /// way, and passes them over.
+    /// The item that goes next, if there is one before it is others' turn, however many went since that was so last. Of those whose
+    /// data must be read through a pointer it makes entries on its way, and passes them over.
     fn walk(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
-        let mut passed = 0;
         while let Some(&table) = self.walking.front() {
             while let Some((id, item)) = self.tables[usize::from(table)].at(table, store) {
                 let is_owed = self.tables[usize::from(table)].takes(item) && !cache.entry(id).is_sent();
@@ -353,8 +351,9 @@ impl Replay {
                     _ => {}
                 }
                 self.tables[usize::from(table)].pass_over();
-                passed += 1;
-                if passed == MAX_PASSED {
+                self.passed += 1;
+                if self.passed == PLACES_AT_ONCE {
+                    self.passed = 0;
                     return None;
                 }
             }

@@ -1,6 +1,6 @@
 //! The source's end: its items, and for each destination what that destination has not acknowledged.
 //!
-//! Commands ([`SourceCore::set`], [`SourceCore::remove`], [`SourceCore::ready`], [`SourceCore::attach`]) say what the
+//! Commands ([`SourceCore::set`], [`SourceCore::remove_hashed`], [`SourceCore::ready`], [`SourceCore::start_attach`] and its like) say what the
 //! application and the link want. Then, per session, in this order:
 //! [`SourceCore::handle_ack`] for every ack that came; [`SourceCore::poll_frame`] for the frame that goes next and
 //! [`SourceCore::handle_sent`] once it is in the ring, until there is none or no room ([`SourceCore::handle_full`]);
@@ -18,6 +18,7 @@
 //! 4. A session has at most `max_tombstones` tombstones, and an enumeration at most as many items that changed under it.
 //!    One that would have more is given up: its destination attaches again.
 
+mod attaching;
 mod outlet;
 mod reads;
 mod session;
@@ -34,8 +35,10 @@ use crate::seq::{ChangeNumber, SyncSeq};
 use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame};
 
+use attaching::PreparedTable;
 use session::{Session, frame_of_data};
 
+pub(crate) use attaching::Attaching;
 pub(crate) use outlet::{Outlet, Runway};
 pub(crate) use reads::{Drawn, Read, SnapshotRequest, Unreadable};
 
@@ -47,6 +50,12 @@ const UNRECORDED_BYTES: usize = 8192;
 
 /// A session's place; used again once its destination is gone.
 pub(crate) type SessionId = usize;
+
+/// The memory of what was kept for a destination.
+#[derive(Debug)]
+pub(crate) struct Detached {
+    _session: Option<Session>,
+}
 
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
@@ -151,9 +160,24 @@ impl SourceCore {
         }
         let table = self.store.add_table(name, retention)?;
         for session in self.sessions.iter_mut().flatten() {
-            session.add_table(table, &mut self.store);
+            let prepared = PreparedTable::start(&session.subscription, table, &mut self.store);
+            session.add_table(table, prepared, &mut self.store);
         }
         Some(table)
+    }
+
+    /// As [`SourceCore::touch_hashed`], of an opcode that was not hashed yet.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let hasher = self.store.hasher().clone();
+        self.touch_hashed(table, hasher.hashed(opcode))
+    }
+
+    /// As [`SourceCore::remove_hashed`], of an opcode that was not hashed yet.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn remove(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let hasher = self.store.hasher().clone();
+        self.remove_hashed(table, hasher.hashed(opcode))
     }
 
     /// As [`SourceCore::set_hashed`], of an opcode that was not hashed yet.
@@ -263,7 +287,7 @@ impl SourceCore {
 
     /// S3 for the data that a pointer leads to: it has changed, and the entry gets a new number. `None` if the item is no
     /// pointer.
-    pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+    pub(crate) fn touch_hashed(&mut self, table: TableId, opcode: HashedOpcode<'_>) -> Option<ItemId> {
         let id = self.store.touch(table, opcode)?;
         let changed = Changed { index: id.index, created: false };
         self.record_changes(table, &[changed], |session, _, store| {
@@ -273,8 +297,9 @@ impl SourceCore {
     }
 
     /// Removes an item; `None` if there is none. The item's place may be vacant already.
-    pub(crate) fn remove(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
-        let id = self.store.remove(table, opcode)?;
+    pub(crate) fn remove_hashed(&mut self, table: TableId, hashed: HashedOpcode<'_>) -> Option<ItemId> {
+        let opcode = hashed.opcode;
+        let id = self.store.remove(table, hashed)?;
         self.counters.changes += 1;
         let keeps_all = self.store.tables()[usize::from(table)].keeps_all();
         let Item { change, created, .. } = *self.store.item(id);
@@ -311,11 +336,35 @@ impl SourceCore {
         }
     }
 
+    /// A destination is about to attach, that wants this: [`SourceCore::go_on_attaching`] until all
+    /// [is counted](Attaching::is_counted), and [`Attaching::make_room`]; then it takes no long time to
+    /// [attach](SourceCore::attach). It may at once, too.
+    pub(crate) fn start_attach(&mut self, subscription: Subscription) -> Attaching {
+        Attaching::start(subscription, &mut self.store)
+    }
+
+    /// Counts some of the items that a destination wants which is about to attach.
+    pub(crate) fn go_on_attaching(&mut self, attaching: &mut Attaching) {
+        attaching.go_on(&mut self.store);
+    }
+
+    /// As [`SourceCore::attach`], without anything before it.
+    #[cfg(test)]
+    pub(crate) fn attach_at_once(&mut self, subscription: Subscription) -> SessionId {
+        let attaching = self.start_attach(subscription);
+        self.attach(attaching)
+    }
+
     /// A destination attaches; it is owed the full state of what it wants.
-    pub(crate) fn attach(&mut self, subscription: Subscription) -> SessionId {
+    pub(crate) fn attach(&mut self, attaching: Attaching) -> SessionId {
+        let Attaching { subscription, tables, .. } = attaching;
         let mut session = Session::new(subscription);
-        for table in 0..self.store.tables().len() {
-            session.add_table(table as TableId, &mut self.store);
+        let mut prepared = tables.into_iter();
+        for table in 0..self.store.tables().len() as TableId {
+            let prepared = prepared
+                .next()
+                .unwrap_or_else(|| PreparedTable::start(&session.subscription, table, &mut self.store));
+            session.add_table(table, prepared, &mut self.store);
         }
         let mut vacant = self.sessions.iter().zip(0..).filter(|(session, _)| session.is_none());
         let vacant = vacant.find(|(_, id)| !self.overrun.contains(id)).map(|(_, id)| id);
@@ -327,10 +376,10 @@ impl SourceCore {
         id
     }
 
-    /// A destination is gone: all that was kept for it goes, too.
-    pub(crate) fn detach(&mut self, id: SessionId) {
-        self.drop_session(id);
+    /// A destination is gone: all that was kept for it goes, too. To free its memory may take long, and needs no lock.
+    pub(crate) fn detach(&mut self, id: SessionId) -> Detached {
         self.overrun.retain(|&other| other != id);
+        Detached { _session: self.take_session(id) }
     }
 
     /// Whether a session has as many tombstones as it may.
@@ -571,21 +620,22 @@ impl SourceCore {
             let Some(session) = &self.sessions[id] else { continue };
             let enumerates = changed > max && session.replay.enumeration_began(table).is_some();
             if enumerates || session.cache.tombstones() > max {
-                self.drop_session(id);
+                self.take_session(id);
                 self.overrun.push(id);
                 self.counters.overruns += 1;
             }
         }
     }
 
-    fn drop_session(&mut self, id: SessionId) {
-        let Some(session) = self.sessions[id].take() else { return };
+    fn take_session(&mut self, id: SessionId) -> Option<Session> {
+        let session = self.sessions[id].take()?;
         for item in session.cache.owed() {
             self.store.settle(item);
         }
         for table in session.replay.enumerating() {
             self.store.end_enumeration(table);
         }
+        Some(session)
     }
 
     fn entry_view(&self, session: &Session, entry: EntryId, item: ItemId) -> EntryView<'_> {

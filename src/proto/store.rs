@@ -26,6 +26,7 @@ use crate::opcode::Opcode;
 use crate::retention::{Enumerator, Retention};
 use crate::seq::{ChangeNumber, SyncSeq};
 use crate::snapshot::Pointer;
+use crate::subscription::Selection;
 
 pub(crate) use super::index::{HashedOpcode, OpcodeHasher};
 
@@ -47,7 +48,25 @@ pub(crate) struct Store {
     last_change: ChangeNumber,
     /// Of all tables.
     hasher: OpcodeHasher,
+    last_count: CountId,
 }
+
+/// A count that is under way, among those of its store.
+pub(crate) type CountId = u64;
+
+/// How many live items of a table a selection takes: counted a few at a time, while they change.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone, Hash))]
+struct Count {
+    id: CountId,
+    selection: Selection,
+    /// Of the places before this one.
+    next: u32,
+    taken: u32,
+}
+
+/// Places that are looked at before others get the lock: some 20 us, if all is far away.
+pub(super) const PLACES_AT_ONCE: u32 = 512;
 
 /// So many items fill the nearer caches.
 const FAR_ITEMS: usize = 4096;
@@ -71,6 +90,7 @@ pub(crate) struct TableStore {
     items: SegmentedVec<Item>,
     vacant: Vec<u32>,
     index: OpcodeIndex,
+    counts: Vec<Count>,
 }
 
 #[derive(Debug)]
@@ -131,6 +151,7 @@ impl Store {
             tables: Vec::new(),
             last_change: ChangeNumber::before(first_seq),
             hasher: OpcodeHasher::new(),
+            last_count: 0,
         }
     }
 
@@ -180,6 +201,7 @@ impl Store {
             items: SegmentedVec::new(),
             vacant: Vec::new(),
             index: OpcodeIndex::new(),
+            counts: Vec::new(),
         });
         Some(id)
     }
@@ -188,12 +210,17 @@ impl Store {
         &self.tables[usize::from(id.table)].items[id.index as usize]
     }
 
-    pub(crate) fn find(&self, table: TableId, opcode: &Opcode) -> Option<&Item> {
+    pub(crate) fn find_hashed(&self, table: TableId, opcode: HashedOpcode<'_>) -> Option<&Item> {
         self.find_id(table, opcode).map(|id| self.item(id))
     }
 
-    pub(crate) fn find_id(&self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
-        self.tables[usize::from(table)].find(self.hasher.hashed(opcode)).map(|index| ItemId { table, index })
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn find(&self, table: TableId, opcode: &Opcode) -> Option<&Item> {
+        self.find_hashed(table, self.hasher.hashed(opcode))
+    }
+
+    pub(crate) fn find_id(&self, table: TableId, opcode: HashedOpcode<'_>) -> Option<ItemId> {
+        self.tables[usize::from(table)].find(opcode).map(|index| ItemId { table, index })
     }
 
     /// Gives an item its newest value. `always` makes an equal value a change, too; a pointer always is one, and so is every
@@ -231,19 +258,10 @@ impl Store {
     }
 
     /// As the short way of [`Store::set`], for data in a buffer, of whatever length. `None` if it is not data that takes the
-    /// place of data, or not in such a table, or the item is another's.
-    fn trade(
-        &mut self,
-        id: ItemId,
-        opcode: &Opcode,
-        buffer: &RefCell<ValueBytes>,
-        always: bool,
-    ) -> Option<Option<Changed>> {
+    /// place of data, or not in such a table.
+    fn trade(&mut self, id: ItemId, buffer: &RefCell<ValueBytes>, always: bool) -> Option<Option<Changed>> {
         let table = &mut self.tables[usize::from(id.table)];
         let item = &mut table.items[id.index as usize];
-        if item.opcode != *opcode {
-            return None;
-        }
         let (Value::Data(old), Retention::Newest) = (&mut item.value, &table.retention) else { return None };
         let mut new = buffer.borrow_mut();
         if !always && *old == *new {
@@ -280,8 +298,7 @@ impl Store {
         }
     }
 
-    /// As [`Store::set`], of an item that is at `likely`, unless its opcode shares its hash. Data that is not in a buffer is other
-    /// data for sure.
+    /// As [`Store::set`], of an item that is at `likely`, unless its opcode shares its hash with another's.
     #[inline(never)]
     fn set_otherwise(
         &mut self,
@@ -292,14 +309,25 @@ impl Store {
         always: bool,
     ) -> Option<Changed> {
         let HashedOpcode { opcode, hash } = hashed;
-        if let (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) = (value, likely)
-            && let Some(stored) = self.trade(ItemId { table: id, index }, opcode, buffer, always)
-        {
-            return stored;
+        let table = &self.tables[usize::from(id)];
+        let index = likely.and_then(|likely| {
+            if table.items[likely as usize].opcode == *opcode { Some(likely) } else { table.find(hashed) }
+        });
+        match (value, index) {
+            (NewValue::Other(OtherValue::Buffer(buffer)), Some(index)) => {
+                if let Some(stored) = self.trade(ItemId { table: id, index }, buffer, always) {
+                    return stored;
+                }
+            }
+            (NewValue::Data(new), Some(index)) if !always && table.keeps_all() => {
+                if matches!(&table.items[index as usize].value, Value::Data(old) if **old == *new) {
+                    return None;
+                }
+            }
+            _ => {}
         }
         let change = self.next_change();
         let table = &mut self.tables[usize::from(id)];
-        let index = likely.and_then(|_| table.find(hashed));
         table.note_changed(opcode, change);
         let Some(index) = index else {
             let created = if table.keeps_all() { change } else { ChangeNumber::NONE };
@@ -319,7 +347,7 @@ impl Store {
             if keeps_all {
                 item.owed = 0;
             }
-            table.live += 1;
+            table.handle_live(index);
         }
         table.pointers += u32::from(matches!(value, NewValue::Other(OtherValue::Pointer(_))));
         table.pointers -= u32::from(was_pointer);
@@ -328,15 +356,44 @@ impl Store {
 
     /// The data that an item's pointer leads to has changed: a change of the item, of which only the number is new. `None`
     /// if the item is no pointer.
-    pub(crate) fn touch(&mut self, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+    pub(crate) fn touch(&mut self, table: TableId, opcode: HashedOpcode<'_>) -> Option<ItemId> {
         let id = self.find_id(table, opcode)?;
         if !matches!(self.item(id).value, Value::Pointer(_)) {
             return None;
         }
         let change = self.next_change();
-        self.tables[usize::from(table)].note_changed(opcode, change);
+        self.tables[usize::from(table)].note_changed(opcode.opcode, change);
         self.item_mut(id).change = change;
         Some(id)
+    }
+
+    /// A count begins of the live items that the selection takes.
+    pub(crate) fn start_count(&mut self, table: TableId, selection: Selection) -> CountId {
+        self.last_count += 1;
+        let id = self.last_count;
+        self.tables[usize::from(table)].counts.push(Count { id, selection, next: 0, taken: 0 });
+        id
+    }
+
+    /// Goes on counting. Answers whether all places were looked at.
+    pub(crate) fn go_on_counting(&mut self, table: TableId, id: CountId) -> bool {
+        let table = &mut self.tables[usize::from(table)];
+        let count = table.counts.iter_mut().find(|count| count.id == id).expect("a count that has begun");
+        count.look_at(&table.items, PLACES_AT_ONCE)
+    }
+
+    /// Counts the rest, and ends the count.
+    pub(crate) fn end_count(&mut self, table: TableId, id: CountId) -> u32 {
+        let table = &mut self.tables[usize::from(table)];
+        let at = table.counts.iter().position(|count| count.id == id).expect("a count that has begun");
+        let mut count = table.counts.swap_remove(at);
+        count.look_at(&table.items, u32::MAX);
+        debug_assert_eq!(
+            count.taken as usize,
+            table.iter().filter(|item| count.selection.takes(&item.opcode)).count(),
+            "what changed meanwhile was counted wrongly"
+        );
+        count.taken
     }
 
     /// An enumeration begins: from now on it is noted what changes. Answers the newest change that it is sure to know.
@@ -363,9 +420,9 @@ impl Store {
 
     /// Makes an item a tombstone; `None` if it is known that there is no such item. The caller then says who owes an ack
     /// ([`Store::owe`]) and lets go of it ([`Store::vacate_if_unowed`]).
-    pub(crate) fn remove(&mut self, id: TableId, opcode: &Opcode) -> Option<ItemId> {
+    pub(crate) fn remove(&mut self, id: TableId, hashed: HashedOpcode<'_>) -> Option<ItemId> {
+        let HashedOpcode { opcode, hash } = hashed;
         let keeps_all = self.tables[usize::from(id)].keeps_all();
-        let hashed = self.hasher.hashed(opcode);
         let index = self.tables[usize::from(id)].find(hashed);
         match index {
             None if keeps_all => return None,
@@ -380,10 +437,10 @@ impl Store {
         let Some(index) = index else {
             let created = ChangeNumber::NONE;
             let item = Item { opcode: opcode.clone(), value: Value::Removed, change, created, owed: 0 };
-            return Some(ItemId { table: id, index: table.insert(item, hashed.hash) });
+            return Some(ItemId { table: id, index: table.insert(item, hash) });
         };
+        table.handle_gone(index);
         let item = &mut table.items[index as usize];
-        table.live -= 1;
         table.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Removed;
         item.change = change;
@@ -489,9 +546,31 @@ impl TableStore {
         self.index.find(hash, |index| self.items[index as usize].opcode == *opcode)
     }
 
+    /// An item has become live.
+    fn handle_live(&mut self, index: u32) {
+        self.live += 1;
+        if !self.counts.is_empty() {
+            self.counted_of(index).for_each(|count| count.taken += 1);
+        }
+    }
+
+    /// An item that is live will be so no more.
+    fn handle_gone(&mut self, index: u32) {
+        self.live -= 1;
+        if !self.counts.is_empty() {
+            self.counted_of(index).for_each(|count| count.taken -= 1);
+        }
+    }
+
+    /// The counts that have come past an item that they take.
+    fn counted_of(&mut self, index: u32) -> impl Iterator<Item = &mut Count> {
+        let opcode = &self.items[index as usize].opcode;
+        self.counts.iter_mut().filter(move |count| index < count.next && count.selection.takes(opcode))
+    }
+
     /// Takes in an item whose opcode has this hash.
     fn insert(&mut self, item: Item, hash: OpcodeHash) -> u32 {
-        self.live += u32::from(item.value.is_live());
+        let is_live = item.value.is_live();
         self.pointers += u32::from(matches!(item.value, Value::Pointer(_)));
         let index = match self.vacant.pop() {
             Some(index) => {
@@ -504,17 +583,34 @@ impl TableStore {
             }
         };
         self.index.insert(hash, index);
+        if is_live {
+            self.handle_live(index);
+        }
         index
     }
 
     /// Frees the place of an item whose opcode has this hash.
     fn vacate(&mut self, index: u32, hash: OpcodeHash) {
+        if self.items[index as usize].value.is_live() {
+            self.handle_gone(index);
+        }
         let item = &mut self.items[index as usize];
-        self.live -= u32::from(item.value.is_live());
         self.pointers -= u32::from(matches!(item.value, Value::Pointer(_)));
         item.value = Value::Vacant;
         self.index.remove(hash, index);
         self.vacant.push(index);
+    }
+}
+
+impl Count {
+    /// Looks at so many places more. Answers whether there are no others.
+    fn look_at(&mut self, items: &SegmentedVec<Item>, places: u32) -> bool {
+        let end = self.next.saturating_add(places).min(items.len() as u32);
+        let places = (self.next..end).map(|place| &items[place as usize]);
+        let taken = places.filter(|item| item.value.is_live() && self.selection.takes(&item.opcode));
+        self.taken += taken.count() as u32;
+        self.next = end;
+        end as usize == items.len()
     }
 }
 
@@ -524,7 +620,7 @@ impl std::hash::Hash for TableStore {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         let mut changed: Vec<_> = self.changed.iter().collect();
         changed.sort_unstable();
-        (self.ready, self.enumerations, changed, &self.items, &self.vacant).hash(state);
+        (self.ready, self.enumerations, changed, &self.items, &self.vacant, &self.counts).hash(state);
     }
 }
 
@@ -532,6 +628,7 @@ impl std::hash::Hash for TableStore {
 mod tests {
     use super::*;
     use crate::opcode::ToOpcode;
+    use crate::subscription::Subscription;
 
     fn store() -> (Store, TableId) {
         let mut store = Store::new(SyncSeq::from(1));
@@ -548,6 +645,11 @@ mod tests {
     ) -> Option<Changed> {
         let opcode = store.hasher().hashed(opcode);
         store.set(table, opcode, value, always)
+    }
+
+    fn remove(store: &mut Store, table: TableId, opcode: &Opcode) -> Option<ItemId> {
+        let hasher = store.hasher().clone();
+        store.remove(table, hasher.hashed(opcode))
     }
 
     #[test]
@@ -612,14 +714,17 @@ mod tests {
             let created = data[1] == b'1';
             let changed = set(&mut store, table, opcode, NewValue::Data(data), false);
             assert_eq!(changed, Some(Changed { index, created }));
+            assert_eq!(set(&mut store, table, opcode, NewValue::Data(data), false), None, "an equal value");
         }
         let buffer = OtherValue::Buffer(RefCell::new(b"b3"[..].into()));
         let changed = set(&mut store, table, &b, NewValue::Other(&buffer), false);
         assert_eq!(changed, Some(Changed { index: 1, created: false }));
+        let again = OtherValue::Buffer(RefCell::new(b"b3"[..].into()));
+        assert_eq!(set(&mut store, table, &b, NewValue::Other(&again), false), None, "an equal value");
         for (opcode, data) in [(&a, b"a2"), (&b, b"b3")] {
             assert_eq!(store.find(table, opcode).unwrap().value, Value::Data(data[..].into()));
         }
-        let gone = store.remove(table, &a).unwrap();
+        let gone = remove(&mut store, table, &a).unwrap();
         assert_eq!(gone.index, 0);
         store.vacate_if_unowed(gone);
         assert!(store.find(table, &a).is_none() && store.find(table, &b).is_some());
@@ -630,10 +735,10 @@ mod tests {
         let (mut store, table) = store();
         let (a, b) = (1u32.to_opcode().unwrap(), 2u32.to_opcode().unwrap());
         set(&mut store, table, &a, NewValue::Data(b"a"), false);
-        let gone = store.remove(table, &a).unwrap();
+        let gone = remove(&mut store, table, &a).unwrap();
         store.owe(gone, 1);
         store.owe(gone, 1);
-        assert_eq!(store.remove(table, &a), None, "removed twice");
+        assert_eq!(remove(&mut store, table, &a), None, "removed twice");
         store.settle(gone);
         assert!(store.find(table, &a).is_some());
         store.settle(gone);
@@ -646,6 +751,41 @@ mod tests {
     }
 
     #[test]
+    fn a_count_knows_what_changes_before_and_behind_it() {
+        let (mut store, table) = store();
+        let mut rng = fastrand::Rng::with_seed(5);
+        let opcode = |group: u8, n: u32| (group, n).to_opcode().unwrap();
+        let change = |store: &mut Store, rng: &mut fastrand::Rng, items: u32| {
+            let key = opcode(rng.u8(..2), rng.u32(..items));
+            if rng.u32(..3) > 0 {
+                set(store, table, &key, NewValue::Data(&[rng.u8(..)]), false);
+            } else if let Some(gone) = remove(store, table, &key)
+                && rng.bool()
+            {
+                store.vacate_if_unowed(gone);
+            }
+        };
+        for round in 0..20 {
+            (0..2000).for_each(|_| change(&mut store, &mut rng, 2000 + 1000 * round));
+            let one = Subscription::none().prefix("t", (1u8,)).unwrap().of("t").unwrap();
+            let none = Subscription::none().prefix("t", (2u8,)).unwrap().of("t").unwrap();
+            let counts = [one.clone(), none].map(|selection| store.start_count(table, selection));
+            let mut calls = 0;
+            while !store.go_on_counting(table, counts[0]) {
+                calls += 1;
+                (0..300).for_each(|_| change(&mut store, &mut rng, 2000 + 1000 * round));
+            }
+            let places = store.tables()[0].items().len();
+            assert!(calls >= (places / PLACES_AT_ONCE as usize).saturating_sub(1), "{calls} calls");
+            (0..100).for_each(|_| change(&mut store, &mut rng, 2000 + 1000 * round));
+            let counted = counts.map(|count| store.end_count(table, count));
+            let live = store.tables()[0].iter().filter(|item| one.takes(&item.opcode)).count();
+            assert_eq!(counted, [live as u32, 0]);
+            assert!(live > 100 && store.tables()[0].counts.is_empty());
+        }
+    }
+
+    #[test]
     fn a_value_after_a_remove_begins_a_new_life() {
         let (mut store, table) = store();
         let key = 1u32.to_opcode().unwrap();
@@ -653,7 +793,7 @@ mod tests {
         let first = store.find(table, &key).unwrap().created;
         set(&mut store, table, &key, NewValue::Data(b"b"), false);
         assert_eq!(store.find(table, &key).unwrap().created, first);
-        let id = store.remove(table, &key).unwrap();
+        let id = remove(&mut store, table, &key).unwrap();
         store.owe(id, 1);
         assert_eq!(
             set(&mut store, table, &key, NewValue::Data(b"b"), false),

@@ -71,7 +71,7 @@ impl Bench {
     fn new(policy: ResendPolicy) -> Bench {
         let mut core = SourceCore::new(config(policy));
         let table = core.table("t", Retention::Newest).unwrap();
-        let session = core.attach(Subscription::all());
+        let session = core.attach_at_once(Subscription::all());
         let mut bench = Bench { core, table, session, now: Instant::now(), sent: Vec::new() };
         bench.pump();
         bench.ack(0);
@@ -290,7 +290,7 @@ fn a_flush_waits_for_what_the_replay_has_not_sent() {
         bench.set(key, b"before the attach");
     }
     bench.core.detach(bench.session);
-    bench.session = bench.core.attach(Subscription::all());
+    bench.session = bench.core.attach_at_once(Subscription::all());
     bench.sent.clear();
     bench.set(0, b"changed before it was sent");
     bench.core.start_flush(3, None);
@@ -373,7 +373,7 @@ fn a_destination_tells_new_from_old_at_any_distance() {
     for distance in [1 << 31, 1 << 32] {
         let mut source = SourceCore::new(config(ResendPolicy::default()));
         let table = source.table("t", Retention::Newest).unwrap();
-        let session = source.attach(Subscription::all());
+        let session = source.attach_at_once(Subscription::all());
         let mut destination = DestinationCore::new(true, Subscription::all());
         destination.attach(7);
         let key = 1u32.to_opcode().unwrap();
@@ -409,8 +409,8 @@ impl Enumerated {
     /// with the numbers of what that was sent.
     fn owed_elsewhere() -> (Enumerated, SessionId, Vec<SyncSeq>) {
         let mut bench = Enumerated::new(&[(1, "x")]);
-        let _other = bench.core.attach(Subscription::all());
-        let session = bench.core.attach(Subscription::all());
+        let _other = bench.core.attach_at_once(Subscription::all());
+        let session = bench.core.attach_at_once(Subscription::all());
         bench.core.set(bench.table, &1u32.to_opcode().unwrap(), NewValue::Data(b"x"), &mut ());
         let mut sent = Vec::new();
         bench.pump(session, &mut sent);
@@ -470,7 +470,7 @@ fn the_ack_of_an_earlier_copy_lets_the_end_marker_of_an_enumeration_go() {
 fn a_flush_waits_for_what_an_enumeration_has_yet_to_name() {
     let mut bench = Enumerated::new(&[(1, "a"), (2, "b"), (3, "c")]);
     bench.core.ready(bench.table);
-    let session = bench.core.attach(Subscription::all());
+    let session = bench.core.attach_at_once(Subscription::all());
     bench.core.set(bench.table, &7u32.to_opcode().unwrap(), NewValue::Data(b"live"), &mut ());
     bench.core.start_flush(0, None);
     let mut sent = Vec::new();
@@ -514,7 +514,7 @@ fn every_table_goes_forward_in_each_ring_full() {
         }
     };
     (0..KEYS / 2).for_each(|key| set(&mut core, key));
-    let session = core.attach(Subscription::all());
+    let session = core.attach_at_once(Subscription::all());
     (KEYS / 2..KEYS).for_each(|key| set(&mut core, key));
     let mut left = vec![KEYS; tables.len()];
     while left.iter().any(|&left| left > 0) {
@@ -553,7 +553,7 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     config.max_tombstones = 10;
     let mut core = SourceCore::new(config);
     let table = core.table("t", Retention::Newest).unwrap();
-    let [slow, quick] = [0, 1].map(|_| core.attach(Subscription::all()));
+    let [slow, quick] = [0, 1].map(|_| core.attach_at_once(Subscription::all()));
     for key in 0..20u32 {
         core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), &mut ());
     }
@@ -579,10 +579,10 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     assert!(core.session_state(slow).is_none() && core.poll_frame(slow).is_none());
     let kept = core.store().tables()[0].items().iter().filter(|item| item.value != Value::Vacant);
     assert_eq!(kept.count(), 0, "no tombstone is kept for the one that was given up");
-    let next = core.attach(Subscription::all());
+    let next = core.attach_at_once(Subscription::all());
     assert_ne!(next, slow, "its place is its own until its link is gone");
     core.detach(slow);
-    assert_eq!(core.attach(Subscription::all()), slow);
+    assert_eq!(core.attach_at_once(Subscription::all()), slow);
 }
 
 #[test]
@@ -645,7 +645,7 @@ fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
     for (key, &table) in (0..KEYS).flat_map(|key| tables.iter().map(move |table| (key, table))) {
         core.set(table, &key.to_opcode().unwrap(), NewValue::Data(b"v"), &mut ());
     }
-    let session = core.attach(Subscription::all());
+    let session = core.attach_at_once(Subscription::all());
     let mut sent = Vec::new();
     while let Some(outgoing) = core.poll_frame(session) {
         let (entry, is_item) = (outgoing.entry, matches!(outgoing.frame.payload, Payload::Set { .. }));
@@ -662,7 +662,7 @@ fn every_table_goes_forward_in_each_ring_full_of_a_replay_alone() {
 fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle() {
     let mut source = SourceCore::new(config(ResendPolicy::default()));
     let table = source.table("t", Retention::Newest).unwrap();
-    let session = source.attach(Subscription::all());
+    let session = source.attach_at_once(Subscription::all());
     let mut destination = DestinationCore::new(false, Subscription::all());
     destination.attach(7);
     let key = 1u32.to_opcode().unwrap();

@@ -81,8 +81,9 @@ impl Table {
     /// [`SetError`], among them that the item holds no pointer.
     pub fn touch(&self, opcode: impl ToOpcode) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
+        let hashed = self.handle.shared.hashed(&opcode);
         let mut state = self.lock()?;
-        match state.core.touch(self.id, &opcode) {
+        match state.core.touch_hashed(self.id, hashed) {
             Some(item) => Ok(self.publish(&mut state, item)),
             None => Err(SetError::NoPointer { opcode }),
         }
@@ -127,8 +128,9 @@ impl Table {
     /// [`SetError`].
     pub fn remove(&self, opcode: impl ToOpcode) -> Result<Sent, SetError> {
         let opcode = opcode.to_opcode()?;
+        let hashed = self.handle.shared.hashed(&opcode);
         let mut state = self.lock()?;
-        match self.handle.shared.remove(&mut state, self.id, &opcode) {
+        match self.handle.shared.remove(&mut state, self.id, hashed) {
             Some(item) => Ok(self.publish(&mut state, item)),
             None => Ok(Sent::Unchanged),
         }
@@ -149,9 +151,10 @@ impl Table {
     /// [`Table::len`] and [`Table::items`].
     pub fn get(&self, opcode: impl ToOpcode) -> Option<Vec<u8>> {
         let opcode = opcode.to_opcode().ok()?;
+        let hashed = self.handle.shared.hashed(&opcode);
         let content = {
             let state = self.lock().ok()?;
-            Content::of(&state.core.store().find(self.id, &opcode)?.value)
+            Content::of(&state.core.store().find_hashed(self.id, hashed)?.value)
         };
         content?.read()
     }

@@ -148,7 +148,9 @@ impl World {
 
     pub(super) fn remove(&self, opcode: u8) {
         let mut state = self.shared.lock();
-        self.shared.remove(&mut state, self.table, &self::opcode(opcode)).expect("it is there");
+        self.shared
+            .remove(&mut state, self.table, self.shared.hashed(&self::opcode(opcode)))
+            .expect("it is there");
         self.shared.publish(&mut state);
     }
 

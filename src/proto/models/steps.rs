@@ -158,7 +158,7 @@ impl World {
     }
 
     fn attach(&mut self, seen: &Seen) {
-        let session = self.source_mut().attach(Subscription::all());
+        let session = self.source_mut().attach_at_once(Subscription::all());
         let epoch = self.epoch;
         let restarted = Arc::make_mut(&mut self.destination).attach(epoch);
         if restarted {

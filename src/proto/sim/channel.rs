@@ -308,7 +308,21 @@ impl World {
         if node.link.is_some() {
             return;
         }
-        let session = self.source.attach(node.core.subscription().clone());
+        let source = &mut self.source;
+        let mut attaching =
+            node.attaching.take().unwrap_or_else(|| source.start_attach(node.core.subscription().clone()));
+        // It is not always counted to the end, and others come between.
+        if self.rng.bool() {
+            source.go_on_attaching(&mut attaching);
+        }
+        if self.rng.bool() {
+            attaching.make_room();
+        }
+        if self.faults && self.rng.u32(..3) == 0 {
+            node.attaching = Some(attaching);
+            return;
+        }
+        let session = source.attach(attaching);
         let restarted = node.core.attach(self.epoch);
         node.epoch = self.epoch;
         node.at_attach = self.owner.is_all_told().then(|| (self.owner.items(), self.owner.version));
@@ -340,13 +354,23 @@ impl World {
         let Node { core, defers, .. } = &self.nodes[at];
         let core = DestinationCore::new(!defers, core.subscription().clone());
         let (app, epoch, at_attach) = (App::default(), self.epoch, None);
-        self.nodes[at] = Node { core, link: None, app, defers: *defers, epoch, at_attach, stalled_until: 0 };
+        self.nodes[at] = Node {
+            core,
+            attaching: None,
+            link: None,
+            app,
+            defers: *defers,
+            epoch,
+            at_attach,
+            stalled_until: 0,
+        };
     }
 
     pub(super) fn restart_source(&mut self) {
         self.seen.note(Hazard::SourceRestarted);
         for node in 0..self.nodes.len() {
             self.break_link(node);
+            self.nodes[node].attaching = None;
         }
         self.trace.note(|| "the source restarts".into());
         self.epoch = self.rng.u64(..);

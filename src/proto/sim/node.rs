@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::super::destination::DestinationCore;
-use super::super::source::{Drawn, SessionId, SnapshotRequest};
+use super::super::source::{Attaching, Drawn, SessionId, SnapshotRequest};
 use super::super::store::TableId;
 use super::app::App;
 use super::owner::Items;
@@ -14,6 +14,8 @@ use crate::wire::Ack;
 
 pub(super) struct Node {
     pub(super) core: DestinationCore,
+    /// The source has begun to prepare for it.
+    pub(super) attaching: Option<Attaching>,
     pub(super) link: Option<Link>,
     pub(super) app: App,
     /// It puts some acks off; if not, it keeps values.
@@ -58,7 +60,16 @@ impl Node {
     pub(super) fn new(rng: &mut fastrand::Rng) -> Node {
         let defers = rng.bool();
         let core = DestinationCore::new(!defers, draw_subscription(rng));
-        Node { core, link: None, app: App::default(), defers, epoch: 0, at_attach: None, stalled_until: 0 }
+        Node {
+            core,
+            attaching: None,
+            link: None,
+            app: App::default(),
+            defers,
+            epoch: 0,
+            at_attach: None,
+            stalled_until: 0,
+        }
     }
 
     pub(super) fn wants(&self, item: &Item) -> bool {

@@ -101,7 +101,7 @@ impl SourceCore {
             if !session.wants(table, &opcode) {
                 continue;
             }
-            let known = self.store.find_id(table, &opcode);
+            let known = self.store.find_id(table, self.store.hasher().hashed(&opcode));
             let is_gone = known.is_some_and(|item| !self.store.item(item).value.is_live());
             if is_gone || self.store.tables()[usize::from(table)].changed_since(&opcode, began) {
                 if let Some(item) = known {

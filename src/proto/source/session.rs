@@ -6,6 +6,7 @@ use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, InFlight, SyncC
 use super::super::replay::Replay;
 use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
 use super::super::store::{Changed, Item, ItemId, Store, TableId, Value};
+use super::attaching::PreparedTable;
 use super::{Outlet, SessionId};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
@@ -16,7 +17,7 @@ use crate::wire::{Frame, HEADER_BYTES, Payload};
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(super) struct Session {
-    subscription: Subscription,
+    pub(super) subscription: Subscription,
     /// By table: what the destination wants of it.
     selections: Vec<Option<Selection>>,
     pub(super) cache: SyncCache,
@@ -67,16 +68,17 @@ impl Session {
     }
 
     /// Takes in a table, if the destination wants anything of it.
-    pub(super) fn add_table(&mut self, table: TableId, store: &mut Store) {
+    pub(super) fn add_table(&mut self, table: TableId, prepared: PreparedTable, store: &mut Store) {
         let stored = &store.tables()[usize::from(table)];
         let selection = self.subscription.of(&stored.name);
-        self.cache.add_table(stored.keeps_all());
+        self.cache.add_table(stored.keeps_all(), prepared.room);
         self.selections.push(selection.clone());
+        let wanted = prepared.count.map(|count| store.end_count(table, count));
         if selection.is_some() {
             let change = store.next_change();
             self.cache.record(EntryId::table_name(table), Holds::Data, change);
         }
-        if self.replay.add_table(table, selection, store) {
+        if self.replay.add_table(table, selection, wanted, store) {
             self.mark_end(table, store);
         }
     }
