@@ -26,9 +26,11 @@ use crate::opcode::Opcode;
 #[derive(Debug, Clone)]
 pub(super) struct OpcodeIndex {
     slots: Box<[Slot]>,
-    /// The slots from before the last growth, those before `moved` emptied; none once all have moved.
+    /// The slots from before the last growth, those before `moved` emptied; none once all that they had is gone.
     old: Box<[Slot]>,
     moved: usize,
+    /// Old slots that are taken.
+    unmoved: usize,
     /// Slots that are taken, old ones too.
     taken: usize,
 }
@@ -85,7 +87,7 @@ impl OpcodeHasher {
 
 impl OpcodeIndex {
     pub(super) fn new() -> OpcodeIndex {
-        OpcodeIndex { slots: Box::default(), old: Box::default(), moved: 0, taken: 0 }
+        OpcodeIndex { slots: Box::default(), old: Box::default(), moved: 0, unmoved: 0, taken: 0 }
     }
 
     /// The place with this hash that `is_it` holds of.
@@ -149,40 +151,24 @@ impl OpcodeIndex {
 
     /// What was at one place is at another now.
     pub(super) fn replace(&mut self, hash: OpcodeHash, place: u32, with: u32) {
-        let (slots, at) = self.slot_of(hash, place);
-        slots[at] = slot(hash, with);
+        let (before, after) = (slot(hash, place), slot(hash, with));
+        match position(&self.slots, before) {
+            Some(at) => self.slots[at] = after,
+            None => self.old[position(&self.old, before).expect(IN_INDEX)] = after,
+        }
     }
 
     /// Removes a place that is here.
     pub(super) fn remove(&mut self, hash: OpcodeHash, place: u32) {
-        let (slots, mut hole) = self.slot_of(hash, place);
-        let mask = slots.len() - 1;
-        let mut at = hole;
-        loop {
-            at = (at + 1) & mask;
-            let next = slots[at];
-            if next == 0 {
-                break;
-            }
-            // It may move up if it begins no later than the hole, seen from where it is.
-            let begins = hash_of(next).0 as usize & mask;
-            if (at.wrapping_sub(begins) & mask) >= (at.wrapping_sub(hole) & mask) {
-                slots[hole] = next;
-                hole = at;
-            }
-        }
-        slots[hole] = 0;
-        self.taken -= 1;
-    }
-
-    /// Where a place that is here lies.
-    fn slot_of(&mut self, hash: OpcodeHash, place: u32) -> (&mut [Slot], usize) {
         let content = slot(hash, place);
         if let Some(at) = position(&self.slots, content) {
-            return (&mut self.slots, at);
+            remove_at(&mut self.slots, at);
+        } else {
+            let at = position(&self.old, content).expect(IN_INDEX);
+            remove_at(&mut self.old, at);
+            self.handle_moved(1);
         }
-        let at = position(&self.old, content).expect("an item is in its table's index");
-        (&mut self.old, at)
+        self.taken -= 1;
     }
 
     #[cold]
@@ -194,7 +180,7 @@ impl OpcodeIndex {
         let mut grown = vec![0; slots.next_power_of_two().max(FIRST_SLOTS)].into_boxed_slice();
         huge_pages::advise(&mut grown);
         self.old = std::mem::replace(&mut self.slots, grown);
-        self.moved = 0;
+        (self.moved, self.unmoved) = (0, self.taken);
     }
 
     /// Moves the next old slots. What stays keeps to invariant 2: between where its hash begins and itself there is no slot that has
@@ -202,17 +188,26 @@ impl OpcodeIndex {
     #[cold]
     fn move_some(&mut self) {
         let enough = self.moved + MOVED_AT_ONCE;
+        let mut moved = 0;
         while let Some(content) = self.old.get_mut(self.moved) {
-            if *content == 0 && self.moved >= enough {
-                return;
-            }
             if *content != 0 {
                 put(&mut self.slots, *content);
                 *content = 0;
+                moved += 1;
+            } else if self.moved >= enough {
+                break;
             }
             self.moved += 1;
         }
-        self.old = Box::default();
+        self.handle_moved(moved);
+    }
+
+    /// So many old slots are taken no more.
+    fn handle_moved(&mut self, slots: usize) {
+        self.unmoved -= slots;
+        if self.unmoved == 0 {
+            self.old = Box::default();
+        }
     }
 }
 
@@ -236,6 +231,28 @@ fn find_in(slots: &[Slot], hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Opt
 #[cold]
 fn find_in_old(old: &[Slot], hash: OpcodeHash, is_it: impl Fn(u32) -> bool) -> Option<u32> {
     find_in(old, hash, is_it)
+}
+
+const IN_INDEX: &str = "an item is in its table's index";
+
+/// Empties a slot, and moves those up that lie behind it because it was taken.
+fn remove_at(slots: &mut [Slot], mut hole: usize) {
+    let mask = slots.len() - 1;
+    let mut at = hole;
+    loop {
+        at = (at + 1) & mask;
+        let next = slots[at];
+        if next == 0 {
+            break;
+        }
+        // It may move up if it begins no later than the hole, seen from where it is.
+        let begins = hash_of(next).0 as usize & mask;
+        if (at.wrapping_sub(begins) & mask) >= (at.wrapping_sub(hole) & mask) {
+            slots[hole] = next;
+            hole = at;
+        }
+    }
+    slots[hole] = 0;
 }
 
 /// The slot that holds this.
