@@ -4,15 +4,52 @@
 //! A hint, as [`cpu_cache`](crate::cpu_cache) is. What is smaller stays as it is: each such memory may take up the better part of a huge
 //! page more than it needs.
 
+use std::collections::TryReserveError;
+use std::iter;
+
+use bytemuck::Zeroable;
+
 use crate::sys::advice;
 
 /// Memory from this size on.
 const LARGE_BYTES: usize = 4 << 20;
 
+/// As [`Vec::push`], of an item that is made where it stays.
+#[inline]
+pub(crate) fn push<T>(vec: &mut Vec<T>, make: impl FnOnce() -> T) {
+    if vec.len() == vec.capacity() {
+        grow(vec);
+    }
+    vec.extend(iter::once_with(make));
+}
+
+#[cold]
+fn grow<T>(vec: &mut Vec<T>) {
+    vec.reserve(1);
+    advise_at(vec.as_mut_ptr(), vec.capacity());
+}
+
+/// As [`Vec::try_reserve`].
+pub(crate) fn try_reserve<T>(vec: &mut Vec<T>, more: usize) -> Result<(), TryReserveError> {
+    let before = vec.capacity();
+    vec.try_reserve(more)?;
+    if vec.capacity() > before {
+        advise_at(vec.as_mut_ptr(), vec.capacity());
+    }
+    Ok(())
+}
+
 /// As [`Vec::with_capacity`].
 pub(crate) fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
     let mut vec = Vec::with_capacity(capacity);
     advise_at(vec.as_mut_ptr(), vec.capacity());
+    vec
+}
+
+/// So many items of zeros. What is large the system clears when it is used first.
+pub(crate) fn zeroed_vec<T: Zeroable>(len: usize) -> Vec<T> {
+    let mut vec = bytemuck::zeroed_vec(len);
+    advise(&mut vec);
     vec
 }
 
@@ -64,12 +101,19 @@ mod tests {
             return eprintln!("skipped: this system has no transparent huge pages");
         }
         let large = 4 * LARGE_BYTES / 8;
+        let mut pushed = Vec::new();
+        (0..large as u64).for_each(|n| push(&mut pushed, || n));
+        assert!(pushed.iter().copied().eq(0..large as u64));
+        assert!(is_advised(&pushed), "pushed one by one");
+        let mut tried = Vec::new();
+        try_reserve(&mut tried, large).unwrap();
+        tried.resize(large, 0u64);
+        assert!(is_advised(&tried), "reserved if there is memory");
+        assert!(try_reserve(&mut tried, usize::MAX / 16).is_err());
         let mut filled = vec_with_capacity(large);
         filled.resize(large, 0u64);
         assert!(is_advised(&filled), "allocated, and filled later");
-        let mut made = vec![0u64; large];
-        advise(&mut made);
-        assert!(is_advised(&made), "made at its size");
+        assert!(is_advised(&zeroed_vec::<u64>(large)), "zeros");
     }
 
     #[test]

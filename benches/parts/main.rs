@@ -48,7 +48,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 
 use opcode::{Opcode, ToOpcode};
 use proto::ResendPolicy;
-use proto::cache::{EntryId, EntryRoom, Holds, SyncCache};
+use proto::cache::{EntryId, Holds, SyncCache};
 use proto::destination::DestinationCore;
 use proto::source::{SessionId, SourceConfig, SourceCore};
 use proto::store::{ItemId, NewValue, TableId};
@@ -128,7 +128,7 @@ fn codec(c: &mut Criterion) {
 
 fn cache(c: &mut Criterion) {
     let mut cache = SyncCache::default();
-    cache.add_table(true, EntryRoom::none());
+    cache.add_table(true);
     let mut n = 0;
     let mut group = c.benchmark_group("cache");
     group.throughput(Throughput::Elements(64));

@@ -137,11 +137,7 @@ impl World<'_> {
             return;
         };
         match self.choices.below(4) {
-            0 => {
-                attaching.make_room();
-                self.attaching = Some(attaching);
-            }
-            1 if !attaching.is_counted() => {
+            0 if !attaching.is_counted() => {
                 self.core.go_on_attaching(&mut attaching);
                 saw("counted");
                 self.attaching = Some(attaching);

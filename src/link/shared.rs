@@ -199,7 +199,7 @@ impl<P: Platform> Shared<P> {
     }
 
     /// Takes a destination in, whose link `make` makes for this session and attachment. The timer's next turn sends it the
-    /// first ring-full. Publishers are let in between, however much there is to be counted.
+    /// first ring-full. Publishers get the lock and the cpu in between, however much there is to be counted.
     pub(super) fn add_link(
         &self,
         subscription: Subscription,
@@ -208,8 +208,8 @@ impl<P: Platform> Shared<P> {
         let mut attaching = self.lock_for_timer().core.start_attach(subscription);
         while !attaching.is_counted() {
             self.lock_for_timer().core.go_on_attaching(&mut attaching);
+            P::yield_now();
         }
-        attaching.make_room();
         let mut state = self.lock_for_timer();
         let session = state.core.attach(attaching);
         state.counters.attached += 1;

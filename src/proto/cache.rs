@@ -82,28 +82,11 @@ struct TableEntries {
     end: CacheEntry,
 }
 
-/// Memory for the entries of a table's items. The entries that it has no room for yet get theirs when they come.
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone, Hash))]
-pub(crate) struct EntryRoom(SegmentedVec<CacheEntry>);
-
-impl EntryRoom {
-    pub(crate) fn none() -> EntryRoom {
-        EntryRoom(SegmentedVec::new())
-    }
-
-    pub(crate) fn of(items: usize) -> EntryRoom {
-        let mut entries = SegmentedVec::new();
-        entries.extend_to(items);
-        EntryRoom(entries)
-    }
-}
-
 impl SyncCache {
-    /// Takes in a table, and room for the entries of its items; tables come in their order.
-    pub(crate) fn add_table(&mut self, keeps_all: bool, room: EntryRoom) {
+    /// Takes in a table; they come in their order.
+    pub(crate) fn add_table(&mut self, keeps_all: bool) {
         let (name, end) = (CacheEntry::default(), CacheEntry::default());
-        self.tables.push(TableEntries { keeps_all, items: room.0, name, end });
+        self.tables.push(TableEntries { keeps_all, items: SegmentedVec::new(), name, end });
     }
 
     pub(crate) fn unacked(&self) -> usize {
@@ -575,7 +558,7 @@ impl TableEntries {
             EntryKind::TableName => &mut self.name,
             EntryKind::TableEnd => &mut self.end,
             EntryKind::Item(ItemId { index, .. }) => {
-                self.items.extend_to(index as usize + 1);
+                self.items.extend_zeroed(index as usize + 1);
                 &mut self.items[index as usize]
             }
         }
@@ -677,7 +660,7 @@ mod tests {
     /// A cache whose items wait with a change each.
     fn cache_of(items: u32) -> (SyncCache, Vec<EntryId>) {
         let mut cache = SyncCache::default();
-        cache.add_table(true, EntryRoom::none());
+        cache.add_table(true);
         let entries: Vec<EntryId> =
             (0..items).map(|index| EntryId::item(ItemId { table: 0, index })).collect();
         for (&id, change) in entries.iter().zip(1..) {

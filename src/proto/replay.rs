@@ -29,7 +29,7 @@ pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Kept tables whose places were not all walked; they take turns.
     walking: VecDeque<TableId>,
-    /// Places that were passed over since others had their turn.
+    /// Places that were passed over since others had their turn, without those of which something was sent.
     passed: u32,
     /// Tables from which an enumeration has yet to draw; they take turns.
     enumerating: VecDeque<TableId>,
@@ -343,7 +343,11 @@ impl Replay {
             while let Some((id, item)) = self.tables[usize::from(table)].at(table, store) {
                 let is_owed = self.tables[usize::from(table)].takes(item) && !cache.entry(id).is_sent();
                 match &item.value {
-                    Value::Data(_) if is_owed => return Some(id),
+                    Value::Data(_) if is_owed => {
+                        // Once it is sent it is passed over, too.
+                        self.passed = self.passed.saturating_sub(1);
+                        return Some(id);
+                    }
                     Value::Pointer(_) if is_owed && !cache.entry(id).is_waiting() => {
                         let flushes = self.take_flushes(item.created, 0);
                         cache.record_replayed(id, item.change, flushes);

@@ -8,6 +8,8 @@
 use std::iter;
 use std::ops::{Index, IndexMut};
 
+use bytemuck::Zeroable;
+
 use crate::huge_pages;
 
 #[derive(Debug)]
@@ -15,7 +17,7 @@ use crate::huge_pages;
 pub(crate) struct SegmentedVec<T> {
     len: usize,
     first: Vec<T>,
-    /// The n-th holds the items from `FIRST << n` on, and as many. Those behind the last item are empty.
+    /// The n-th holds the items from `FIRST << n` on, and as many.
     later: Vec<Vec<T>>,
 }
 
@@ -53,11 +55,6 @@ impl<T> SegmentedVec<T> {
         self.later.get_mut(segment)?.get_mut(at)
     }
 
-    /// So many items in all will come: the first segment need not grow then.
-    pub(super) fn reserve(&mut self, items: usize) {
-        self.first.reserve_exact(items.min(Self::FIRST).saturating_sub(self.first.len()));
-    }
-
     /// Adds an item, which is made where it stays.
     #[inline]
     pub(super) fn push(&mut self, make: impl FnOnce() -> T) {
@@ -67,21 +64,6 @@ impl<T> SegmentedVec<T> {
         };
         segment.extend(iter::once_with(make));
         self.len += 1;
-    }
-
-    pub(super) fn pop(&mut self) -> Option<T> {
-        let last = self.len.checked_sub(1)?;
-        self.len = last;
-        match Self::place(last) {
-            None => self.first.pop(),
-            Some((segment, _)) => self.later[segment].pop(),
-        }
-    }
-
-    /// Takes an item out; the last one takes its place.
-    pub(super) fn swap_remove(&mut self, at: usize) -> T {
-        let last = self.pop().expect("there is an item");
-        if at == self.len { last } else { std::mem::replace(&mut self[at], last) }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -104,11 +86,23 @@ impl<T> SegmentedVec<T> {
     }
 }
 
-impl<T: Default> SegmentedVec<T> {
-    /// Adds items until there are as many.
-    pub(super) fn extend_to(&mut self, len: usize) {
+impl<T: Zeroable> SegmentedVec<T> {
+    /// Adds items of zeros until there are at least so many: as many as there is room for then. Those of a later segment take neither
+    /// time nor memory until they are used.
+    pub(super) fn extend_zeroed(&mut self, len: usize) {
         while self.len < len {
-            self.push(T::default);
+            match Self::place(self.len) {
+                None => {
+                    let len = len.next_power_of_two().min(Self::FIRST);
+                    self.first.resize_with(len, T::zeroed);
+                    self.len = len;
+                }
+                Some((segment, _)) => {
+                    assert_eq!(segment, self.later.len(), "the segments before it are full");
+                    self.later.push(huge_pages::zeroed_vec(Self::FIRST << segment));
+                    self.len += Self::FIRST << segment;
+                }
+            }
         }
     }
 }
@@ -149,10 +143,14 @@ mod tests {
     #[derive(Debug, Clone)]
     struct Large(u32, #[expect(dead_code, reason = "it is the size that matters")] [u8; 65_532]);
 
-    impl Default for Large {
-        fn default() -> Large {
-            Large(0, [0; 65_532])
-        }
+    // SAFETY: all are numbers.
+    #[allow(unsafe_code)]
+    unsafe impl Zeroable for Large {}
+
+    fn filled(items: u32) -> SegmentedVec<Large> {
+        let mut filled = SegmentedVec::new();
+        (0..items).for_each(|number| filled.push(|| Large(number, [0; 65_532])));
+        filled
     }
 
     fn numbers(items: &SegmentedVec<Large>) -> Vec<u32> {
@@ -160,50 +158,54 @@ mod tests {
     }
 
     #[test]
-    fn items_come_and_go_as_in_a_vector() {
-        let mut rng = fastrand::Rng::with_seed(3);
-        let (mut items, mut expected) = (SegmentedVec::new(), Vec::new());
-        for grows in [70, 20, 80, 0, 100] {
-            for number in 0..200 {
-                if rng.u32(..100) < grows {
-                    items.push(|| Large(number, [0; 65_532]));
-                    expected.push(number);
-                } else if rng.bool() {
-                    assert_eq!(items.pop().map(|item| item.0), expected.pop());
-                } else if !expected.is_empty() {
-                    let at = rng.usize(..expected.len());
-                    assert_eq!(items.swap_remove(at).0, expected.swap_remove(at));
-                }
-                assert_eq!(items.len(), expected.len());
-                assert!(items.get(items.len()).is_none() && items.get_mut(items.len()).is_none());
-            }
-            assert_eq!(numbers(&items), expected);
-            for (at, &number) in expected.iter().enumerate() {
-                assert_eq!((items[at].0, items.get(at).map(|item| item.0)), (number, Some(number)));
-                items[at].0 += 1;
-            }
-            expected.iter_mut().for_each(|number| *number += 1);
+    fn items_are_found_as_in_a_vector() {
+        let mut items = filled(0);
+        for len in 0..100 {
+            assert!(items.get(len).is_none() && items.get_mut(len).is_none());
+            assert!(numbers(&items).into_iter().eq(0..len as u32) && items.len() == len);
+            items.push(|| Large(len as u32, [0; 65_532]));
+            assert_eq!(
+                (items[len].0, items.get(len / 2).map(|item| item.0)),
+                (len as u32, Some(len as u32 / 2))
+            );
         }
-        assert!(items.len() > 64, "several segments");
+        (0..100).for_each(|at| items[at].0 += 7);
+        assert!(numbers(&items).into_iter().eq(7..107));
     }
 
     #[test]
     fn what_lies_behind_the_first_segment_never_moves() {
-        let mut items = SegmentedVec::new();
-        items.extend_to(SegmentedVec::<Large>::FIRST + 1);
+        let mut items = filled(SegmentedVec::<Large>::FIRST as u32 + 1);
         let address = |items: &SegmentedVec<Large>, at: usize| std::ptr::from_ref(&items[at]) as usize;
         let (first, behind) = (address(&items, 0), address(&items, items.len() - 1));
-        items.extend_to(100);
+        (items.len() as u32..100).for_each(|number| items.push(|| Large(number, [0; 65_532])));
         assert_eq!(address(&items, 0), first, "the first segment is full");
         assert_eq!(address(&items, SegmentedVec::<Large>::FIRST), behind);
-        assert_eq!(numbers(&items), [0; 100]);
+        assert!(numbers(&items).into_iter().eq(0..100));
     }
 
     #[test]
     #[should_panic(expected = "index 9 of 9 items")]
     fn what_is_not_there_is_refused() {
+        filled(9)[9].0 = 1;
+    }
+
+    #[test]
+    fn zeros_come_behind_what_there_is_as_many_as_there_is_room_for() {
+        const FIRST: usize = SegmentedVec::<Large>::FIRST;
+        let lengths =
+            [(0, 0), (1, 1), (3, 4), (FIRST, FIRST), (FIRST + 1, 2 * FIRST), (9 * FIRST, 16 * FIRST)];
+        for (at_least, expected) in lengths {
+            let mut items = SegmentedVec::<Large>::new();
+            items.extend_zeroed(at_least);
+            assert_eq!((items.len(), items.iter().count()), (expected, expected), "at least {at_least}");
+            assert!(items.get(expected).is_none() && items.iter().all(|item| item.0 == 0));
+        }
         let mut items = SegmentedVec::<Large>::new();
-        items.extend_to(9);
-        items[9].0 = 1;
+        for len in 1..5 * FIRST {
+            items.extend_zeroed(len);
+            items[len - 1].0 = len as u32;
+        }
+        assert!(items.iter().zip(1..5 * FIRST as u32).all(|(item, number)| item.0 == number));
     }
 }

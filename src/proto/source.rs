@@ -337,8 +337,7 @@ impl SourceCore {
     }
 
     /// A destination is about to attach, that wants this: [`SourceCore::go_on_attaching`] until all
-    /// [is counted](Attaching::is_counted), and [`Attaching::make_room`]; then it takes no long time to
-    /// [attach](SourceCore::attach). It may at once, too.
+    /// [is counted](Attaching::is_counted); then it takes no long time to [attach](SourceCore::attach). It may at once, too.
     pub(crate) fn start_attach(&mut self, subscription: Subscription) -> Attaching {
         Attaching::start(subscription, &mut self.store)
     }

@@ -72,6 +72,10 @@ pub(crate) struct CacheEntry {
 
 const _: () = assert!(size_of::<CacheEntry>() == 16);
 
+// SAFETY: all are numbers. All zero is the default.
+#[allow(unsafe_code)]
+unsafe impl bytemuck::Zeroable for CacheEntry {}
+
 /// What an entry stands for, and where its data is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holds {

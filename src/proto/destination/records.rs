@@ -4,10 +4,10 @@ use hashbrown::{HashMap, HashSet};
 
 use super::super::ValueBytes;
 use super::super::index::{OpcodeHash, OpcodeHasher, OpcodeIndex};
-use super::super::segments::SegmentedVec;
 use super::DestinationStats;
 use super::event::{AckSlot, Event};
 use crate::cpu_cache::{LINE_BYTES, prefetch};
+use crate::huge_pages;
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
 
@@ -25,7 +25,8 @@ pub(super) struct LocalTable {
     pub(super) synced: u32,
 }
 
-/// The records of a table by opcode, without holes, so that a walk over all is a walk over a vector.
+/// The records of a table by opcode, without holes, so that a walk over all is a walk over a slice. Room for those of a replay is made at once, in one
+/// piece: in pieces, of which an allocator keeps some in small pages, filling them took the cpu for longer.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Records {
@@ -37,9 +38,9 @@ pub(super) struct Records {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 enum Places {
-    Valued(SegmentedVec<Valued>),
+    Valued(Vec<Valued>),
     /// The application keeps the values itself.
-    Bare(SegmentedVec<Entry>),
+    Bare(Vec<Entry>),
 }
 
 #[derive(Debug)]
@@ -111,8 +112,7 @@ pub(super) struct Received<'a> {
 impl Records {
     /// None, with their values if these are kept.
     pub(super) fn new(keep_values: bool) -> Records {
-        let places =
-            if keep_values { Places::Valued(SegmentedVec::new()) } else { Places::Bare(SegmentedVec::new()) };
+        let places = if keep_values { Places::Valued(Vec::new()) } else { Places::Bare(Vec::new()) };
         Records { places, index: OpcodeIndex::new(), hasher: OpcodeHasher::new() }
     }
 
@@ -124,13 +124,16 @@ impl Records {
         }
     }
 
-    /// So many records in all will come: they need not grow then.
+    /// Makes room for so many records in all, if there is memory for it.
     pub(super) fn reserve(&mut self, records: usize) {
-        match &mut self.places {
-            Places::Valued(places) => places.reserve(records),
-            Places::Bare(places) => places.reserve(records),
+        let more = records.saturating_sub(self.len());
+        let fits = match &mut self.places {
+            Places::Valued(places) => huge_pages::try_reserve(places, more),
+            Places::Bare(places) => huge_pages::try_reserve(places, more),
+        };
+        if fits.is_ok() {
+            self.index.reserve(records);
         }
-        self.index.reserve(records);
     }
 
     /// The place of a record, until one is taken in or removed.
@@ -220,11 +223,11 @@ impl Records {
         self.index.insert(self.hasher.hash(&opcode), number);
         // Made where it stays: it would be moved in wider pieces than it was written in, see `ProducerMemory::copy_in_record`.
         match &mut self.places {
-            Places::Valued(places) => places.push(|| {
+            Places::Valued(places) => huge_pages::push(places, || {
                 let entry = Entry { opcode, record };
                 Valued { entry, value: ValueBytes::new() }
             }),
-            Places::Bare(places) => places.push(|| Entry { opcode, record }),
+            Places::Bare(places) => huge_pages::push(places, || Entry { opcode, record }),
         }
         self.set_value(place, value);
     }

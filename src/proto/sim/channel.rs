@@ -315,9 +315,6 @@ impl World {
         if self.rng.bool() {
             source.go_on_attaching(&mut attaching);
         }
-        if self.rng.bool() {
-            attaching.make_room();
-        }
         if self.faults && self.rng.u32(..3) == 0 {
             node.attaching = Some(attaching);
             return;

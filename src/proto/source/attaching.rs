@@ -1,7 +1,6 @@
-//! A destination that is about to attach. What would take long in a large table is done before it does, so that nobody waits
-//! for it: without the lock, or a little at a time.
+//! A destination that is about to attach. What would take long in a large table is done before it does, a little at a time, so that
+//! nobody waits for it.
 
-use super::super::cache::EntryRoom;
 use super::super::store::{CountId, Store, TableId};
 use crate::subscription::{Selection, Subscription};
 
@@ -21,8 +20,6 @@ pub(crate) struct Attaching {
 pub(super) struct PreparedTable {
     /// Of the items that are wanted, unless all are, or none.
     pub(super) count: Option<CountId>,
-    items: usize,
-    pub(super) room: EntryRoom,
 }
 
 impl Attaching {
@@ -50,25 +47,16 @@ impl Attaching {
             table.count.is_none_or(|count| store.go_on_counting(self.counting as TableId, count));
         self.counting += usize::from(is_counted);
     }
-
-    /// Makes room for what is kept for the destination: mostly the longer part of an attach, for which nobody else is needed.
-    pub(crate) fn make_room(&mut self) {
-        for table in &mut self.tables {
-            table.room = EntryRoom::of(table.items);
-        }
-    }
 }
 
 impl PreparedTable {
     pub(super) fn start(subscription: &Subscription, table: TableId, store: &mut Store) -> PreparedTable {
         let stored = &store.tables()[usize::from(table)];
-        let (items, keeps_all) = (stored.items().len(), stored.keeps_all());
-        let selection = subscription.of(&stored.name);
-        let items = if selection.is_some() { items } else { 0 };
-        let count = match selection {
+        let keeps_all = stored.keeps_all();
+        let count = match subscription.of(&stored.name) {
             Some(some @ Selection::Prefixes(_)) if keeps_all => Some(store.start_count(table, some)),
             _ => None,
         };
-        PreparedTable { count, items, room: EntryRoom::none() }
+        PreparedTable { count }
     }
 }

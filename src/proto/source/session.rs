@@ -71,7 +71,7 @@ impl Session {
     pub(super) fn add_table(&mut self, table: TableId, prepared: PreparedTable, store: &mut Store) {
         let stored = &store.tables()[usize::from(table)];
         let selection = self.subscription.of(&stored.name);
-        self.cache.add_table(stored.keeps_all(), prepared.room);
+        self.cache.add_table(stored.keeps_all());
         self.selections.push(selection.clone());
         let wanted = prepared.count.map(|count| store.end_count(table, count));
         if selection.is_some() {
