@@ -35,7 +35,7 @@ use crate::seq::{ChangeNumber, SyncSeq};
 use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame};
 
-use attaching::PreparedTable;
+use attaching::start_count;
 use session::{Session, frame_of_data};
 
 pub(crate) use attaching::Attaching;
@@ -160,8 +160,8 @@ impl SourceCore {
         }
         let table = self.store.add_table(name, retention)?;
         for session in self.sessions.iter_mut().flatten() {
-            let prepared = PreparedTable::start(&session.subscription, table, &mut self.store);
-            session.add_table(table, prepared, &mut self.store);
+            let count = start_count(&session.subscription, table, &mut self.store);
+            session.add_table(table, count, &mut self.store);
         }
         Some(table)
     }
@@ -356,14 +356,13 @@ impl SourceCore {
 
     /// A destination attaches; it is owed the full state of what it wants.
     pub(crate) fn attach(&mut self, attaching: Attaching) -> SessionId {
-        let Attaching { subscription, tables, .. } = attaching;
+        let Attaching { subscription, counts, .. } = attaching;
         let mut session = Session::new(subscription);
-        let mut prepared = tables.into_iter();
+        let mut counts = counts.into_iter();
         for table in 0..self.store.tables().len() as TableId {
-            let prepared = prepared
-                .next()
-                .unwrap_or_else(|| PreparedTable::start(&session.subscription, table, &mut self.store));
-            session.add_table(table, prepared, &mut self.store);
+            let count =
+                counts.next().unwrap_or_else(|| start_count(&session.subscription, table, &mut self.store));
+            session.add_table(table, count, &mut self.store);
         }
         let mut vacant = self.sessions.iter().zip(0..).filter(|(session, _)| session.is_none());
         let vacant = vacant.find(|(_, id)| !self.overrun.contains(id)).map(|(_, id)| id);

@@ -9,25 +9,17 @@ use crate::subscription::{Selection, Subscription};
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Attaching {
     pub(super) subscription: Subscription,
-    /// Those that there were when it began.
-    pub(super) tables: Vec<PreparedTable>,
-    /// The first whose items may have to be counted.
+    /// By table, of those that there were when it began.
+    pub(super) counts: Vec<Option<CountId>>,
+    /// The first table whose items may have to be counted.
     counting: usize,
-}
-
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone, Hash))]
-pub(super) struct PreparedTable {
-    /// Of the items that are wanted, unless all are, or none.
-    pub(super) count: Option<CountId>,
 }
 
 impl Attaching {
     pub(super) fn start(subscription: Subscription, store: &mut Store) -> Attaching {
-        let tables = (0..store.tables().len())
-            .map(|table| PreparedTable::start(&subscription, table as TableId, store))
-            .collect();
-        Attaching { subscription, tables, counting: 0 }
+        let tables = 0..store.tables().len() as TableId;
+        let counts = tables.map(|table| start_count(&subscription, table, store)).collect();
+        Attaching { subscription, counts, counting: 0 }
     }
 
     #[cfg(any(test, fuzzing))]
@@ -37,26 +29,22 @@ impl Attaching {
 
     /// Whether nothing is left to be counted.
     pub(crate) fn is_counted(&self) -> bool {
-        self.tables[self.counting..].iter().all(|table| table.count.is_none())
+        self.counts[self.counting..].iter().all(Option::is_none)
     }
 
     /// Counts some of the items that are wanted.
     pub(super) fn go_on(&mut self, store: &mut Store) {
-        let Some(table) = self.tables.get(self.counting) else { return };
-        let is_counted =
-            table.count.is_none_or(|count| store.go_on_counting(self.counting as TableId, count));
+        let Some(count) = self.counts.get(self.counting) else { return };
+        let is_counted = count.is_none_or(|count| store.go_on_counting(self.counting as TableId, count));
         self.counting += usize::from(is_counted);
     }
 }
 
-impl PreparedTable {
-    pub(super) fn start(subscription: &Subscription, table: TableId, store: &mut Store) -> PreparedTable {
-        let stored = &store.tables()[usize::from(table)];
-        let keeps_all = stored.keeps_all();
-        let count = match subscription.of(&stored.name) {
-            Some(some @ Selection::Prefixes(_)) if keeps_all => Some(store.start_count(table, some)),
-            _ => None,
-        };
-        PreparedTable { count }
+/// Begins to count the items of a table that are wanted, unless all are, or none.
+pub(super) fn start_count(subscription: &Subscription, table: TableId, store: &mut Store) -> Option<CountId> {
+    let stored = &store.tables()[usize::from(table)];
+    match subscription.of(&stored.name)? {
+        some @ Selection::Prefixes(_) if stored.keeps_all() => Some(store.start_count(table, some)),
+        _ => None,
     }
 }

@@ -5,8 +5,7 @@ use std::time::Instant;
 use super::super::cache::{CacheEntry, EntryId, EntryKind, Holds, InFlight, SyncCache};
 use super::super::replay::Replay;
 use super::super::resend::{ResendPolicy, ResendTimer, TickBudget};
-use super::super::store::{Changed, Item, ItemId, Store, TableId, Value};
-use super::attaching::PreparedTable;
+use super::super::store::{Changed, CountId, Item, ItemId, Store, TableId, Value};
 use super::{Outlet, SessionId};
 use crate::opcode::Opcode;
 use crate::seq::ChangeNumber;
@@ -67,13 +66,13 @@ impl Session {
         }
     }
 
-    /// Takes in a table, if the destination wants anything of it.
-    pub(super) fn add_table(&mut self, table: TableId, prepared: PreparedTable, store: &mut Store) {
+    /// Takes in a table, if the destination wants anything of it, and the count of what it wants, if that is not all.
+    pub(super) fn add_table(&mut self, table: TableId, count: Option<CountId>, store: &mut Store) {
         let stored = &store.tables()[usize::from(table)];
         let selection = self.subscription.of(&stored.name);
         self.cache.add_table(stored.keeps_all());
         self.selections.push(selection.clone());
-        let wanted = prepared.count.map(|count| store.end_count(table, count));
+        let wanted = count.map(|count| store.end_count(table, count));
         if selection.is_some() {
             let change = store.next_change();
             self.cache.record(EntryId::table_name(table), Holds::Data, change);
