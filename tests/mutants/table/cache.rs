@@ -52,7 +52,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "an item that a batch sets twice goes twice",
         file: "proto/source/session.rs",
-        edits: &[("if «recorded != item.change» {", "true")],
+        edits: &[("if «entry.change() != item.change» {", "true")],
     },
     Mutant {
         fault: "with a batch goes what was sent before it, too",

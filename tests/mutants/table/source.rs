@@ -9,9 +9,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("if «id >= from» {", "true")],
     },
     Mutant {
-        fault: "a change that is made alone goes at once whatever its entry is to be noted of",
-        file: "proto/source/session.rs",
-        edits: &[("if «at_once.recorded(changed.index).is_none()» ||", "false")],
+        fault: "a change goes at once whatever its entry is to be noted of",
+        file: "proto/cache.rs",
+        edits: &[("get_mut(index as usize).filter(«|entry| entry.is_plain()»)?", "|_| true")],
     },
     Mutant {
         fault: "sweep on timer: a table counts as ready once a tick has passed",
