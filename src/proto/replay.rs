@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use super::cache::{EntryId, MAX_FLUSHES, SyncCache, bits};
-use super::store::{Item, ItemId, PLACES_AT_ONCE, Store, TableId, Value};
+use super::store::{Item, ItemId, Store, TableId, Value};
 use crate::retention::EnumeratedItems;
 use crate::seq::ChangeNumber;
 use crate::subscription::Selection;
@@ -104,6 +104,9 @@ enum Stage {
     /// The marker was made.
     Passed,
 }
+
+/// Places that are passed over at most before others get the lock.
+const MAX_PASSED: u32 = 4096;
 
 impl Replay {
     pub(crate) fn new() -> Replay {
@@ -356,7 +359,7 @@ impl Replay {
                 }
                 self.tables[usize::from(table)].pass_over();
                 self.passed += 1;
-                if self.passed == PLACES_AT_ONCE {
+                if self.passed == MAX_PASSED {
                     self.passed = 0;
                     return None;
                 }

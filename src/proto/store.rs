@@ -65,8 +65,8 @@ struct Count {
     taken: u32,
 }
 
-/// Places that are looked at before others get the lock: some 20 us, if all is far away.
-pub(super) const PLACES_AT_ONCE: u32 = 512;
+/// Places that are counted before others get the lock: some 20 us, if all is far away.
+const PLACES_AT_ONCE: u32 = 512;
 
 /// So many items fill the nearer caches.
 const FAR_ITEMS: usize = 4096;
