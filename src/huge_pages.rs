@@ -49,15 +49,11 @@ pub(crate) fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
 /// So many items of zeros. What is large the system clears when it is used first.
 pub(crate) fn zeroed_vec<T: Zeroable>(len: usize) -> Vec<T> {
     let mut vec = bytemuck::zeroed_vec(len);
-    advise(&mut vec);
+    advise_at(vec.as_mut_ptr(), len);
     vec
 }
 
 /// Of memory that was just allocated, and not touched yet.
-pub(crate) fn advise<T>(memory: &mut [T]) {
-    advise_at(memory.as_mut_ptr(), memory.len());
-}
-
 fn advise_at<T>(start: *mut T, len: usize) {
     if len * size_of::<T>() >= LARGE_BYTES {
         advice::huge_pages(start.cast()..start.wrapping_add(len).cast());
@@ -120,9 +116,9 @@ mod tests {
     fn only_large_memory_asks_for_huge_pages() {
         // Not of the allocator, which hands out again what was advised for somebody else.
         let mut memory = memmap2::MmapMut::map_anon(LARGE_BYTES).unwrap();
-        advise(&mut memory[1..]);
+        advise_at(memory[1..].as_mut_ptr(), LARGE_BYTES - 1);
         assert!(!is_advised(&memory), "a byte less");
-        advise(&mut memory[..]);
+        advise_at(memory.as_mut_ptr(), LARGE_BYTES);
         assert!(is_advised(&memory) || !has_huge_pages());
     }
 }

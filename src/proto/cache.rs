@@ -289,9 +289,11 @@ impl SyncCache {
         Some(AtOnce {
             table,
             entries: &mut self.tables[usize::from(table)].items,
-            in_flight: &mut self.in_flight,
-            next_ordinal: &mut self.next_ordinal,
-            unacked: &mut self.unacked,
+            sent: Sent {
+                in_flight: &mut self.in_flight,
+                next_ordinal: &mut self.next_ordinal,
+                unacked: &mut self.unacked,
+            },
         })
     }
 
@@ -570,39 +572,42 @@ impl TableEntries {
 pub(crate) struct AtOnce<'a> {
     table: TableId,
     entries: &'a mut SegmentedVec<CacheEntry>,
+    sent: Sent<'a>,
+}
+
+/// What a record that is sent is noted in.
+#[derive(Debug)]
+struct Sent<'a> {
     in_flight: &'a mut VecDeque<InFlight>,
     next_ordinal: &'a mut u64,
     unacked: &'a mut usize,
-}
-
-impl AtOnce<'_> {
-    /// The ordinal of the record that is sent next.
-    #[inline(always)]
-    pub(crate) fn ordinal(&self) -> u64 {
-        *self.next_ordinal
-    }
-
-    /// An item's entry, if the item may go at once: the destination was sent it before, and the entry holds data.
-    #[inline(always)]
-    pub(crate) fn entry(&mut self, index: u32) -> Option<EntryAtOnce<'_>> {
-        let entry = self.entries.get_mut(index as usize).filter(|entry| entry.is_plain())?;
-        let id = EntryId { table: self.table, index };
-        let AtOnce { in_flight, next_ordinal, unacked, .. } = self;
-        Some(EntryAtOnce { id, entry, in_flight, next_ordinal, unacked })
-    }
 }
 
 /// The entry of an item that may be sent at once.
 #[derive(Debug)]
-pub(crate) struct EntryAtOnce<'a> {
+pub(crate) struct EntryAtOnce<'a, 'b> {
     id: EntryId,
     entry: &'a mut CacheEntry,
-    in_flight: &'a mut VecDeque<InFlight>,
-    next_ordinal: &'a mut u64,
-    unacked: &'a mut usize,
+    sent: &'a mut Sent<'b>,
 }
 
-impl EntryAtOnce<'_> {
+impl<'b> AtOnce<'b> {
+    /// The ordinal of the record that is sent next.
+    #[inline(always)]
+    pub(crate) fn ordinal(&self) -> u64 {
+        *self.sent.next_ordinal
+    }
+
+    /// An item's entry, if the item may go at once: the destination was sent it before, and the entry holds data.
+    #[inline(always)]
+    pub(crate) fn entry(&mut self, index: u32) -> Option<EntryAtOnce<'_, 'b>> {
+        let entry = self.entries.get_mut(index as usize).filter(|entry| entry.is_plain())?;
+        let id = EntryId { table: self.table, index };
+        Some(EntryAtOnce { id, entry, sent: &mut self.sent })
+    }
+}
+
+impl EntryAtOnce<'_, '_> {
     /// The newest change that is recorded.
     #[inline(always)]
     pub(crate) fn change(&self) -> ChangeNumber {
@@ -612,12 +617,12 @@ impl EntryAtOnce<'_> {
     /// Records a change as sent. The caller compacts in the end ([`SyncCache::compact_if_long`]).
     #[inline(always)]
     pub(crate) fn handle_sent(self, change: ChangeNumber) {
-        let EntryAtOnce { id, entry, in_flight, next_ordinal, unacked } = self;
-        *unacked += usize::from(!entry.is_unacked());
+        let EntryAtOnce { id, entry, sent } = self;
+        *sent.unacked += usize::from(!entry.is_unacked());
         entry.flags |= CacheEntry::UNACKED;
         entry.change = change;
-        in_flight.push_back(InFlight { ordinal: *next_ordinal, change, entry: id, flushes: 0 });
-        *next_ordinal += 1;
+        sent.in_flight.push_back(InFlight { ordinal: *sent.next_ordinal, change, entry: id, flushes: 0 });
+        *sent.next_ordinal += 1;
     }
 }
 

@@ -176,10 +176,8 @@ impl OpcodeIndex {
         while !self.old.is_empty() {
             self.move_some();
         }
-        // Zeroed by the system, where it is large, when it is first touched.
-        let mut grown = vec![0; slots.next_power_of_two().max(FIRST_SLOTS)].into_boxed_slice();
-        huge_pages::advise(&mut grown);
-        self.old = std::mem::replace(&mut self.slots, grown);
+        let grown = huge_pages::zeroed_vec(slots.next_power_of_two().max(FIRST_SLOTS));
+        self.old = std::mem::replace(&mut self.slots, grown.into_boxed_slice());
         (self.moved, self.unmoved) = (0, self.taken);
     }
 

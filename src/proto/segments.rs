@@ -15,7 +15,6 @@ use crate::huge_pages;
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct SegmentedVec<T> {
-    len: usize,
     first: Vec<T>,
     /// The n-th holds the items from `FIRST << n` on, and as many.
     later: Vec<Vec<T>>,
@@ -29,12 +28,15 @@ impl<T> SegmentedVec<T> {
     const FIRST: usize = 1 << (FIRST_BYTES / size_of::<T>()).ilog2();
 
     pub(super) fn new() -> SegmentedVec<T> {
-        SegmentedVec { len: 0, first: Vec::new(), later: Vec::new() }
+        SegmentedVec { first: Vec::new(), later: Vec::new() }
     }
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        match self.later.split_last() {
+            None => self.first.len(),
+            Some((last, before)) => (Self::FIRST << before.len()) + last.len(),
+        }
     }
 
     #[inline(always)]
@@ -58,12 +60,11 @@ impl<T> SegmentedVec<T> {
     /// Adds an item, which is made where it stays.
     #[inline]
     pub(super) fn push(&mut self, make: impl FnOnce() -> T) {
-        let segment = match Self::place(self.len) {
+        let segment = match Self::place(self.len()) {
             None => &mut self.first,
             Some((segment, _)) => self.later_segment(segment),
         };
         segment.extend(iter::once_with(make));
-        self.len += 1;
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -90,19 +91,16 @@ impl<T: Zeroable> SegmentedVec<T> {
     /// Adds items of zeros until there are at least so many: as many as there is room for then. Those of a later segment take neither
     /// time nor memory until they are used.
     pub(super) fn extend_zeroed(&mut self, len: usize) {
-        while self.len < len {
-            match Self::place(self.len) {
-                None => {
-                    let len = len.next_power_of_two().min(Self::FIRST);
-                    self.first.resize_with(len, T::zeroed);
-                    self.len = len;
-                }
-                Some((segment, _)) => {
-                    assert_eq!(segment, self.later.len(), "the segments before it are full");
-                    self.later.push(huge_pages::zeroed_vec(Self::FIRST << segment));
-                    self.len += Self::FIRST << segment;
-                }
-            }
+        if self.first.len() < len.min(Self::FIRST) {
+            self.first.resize_with(len.next_power_of_two().min(Self::FIRST), T::zeroed);
+        }
+        while self.len() < len {
+            assert_eq!(
+                Self::place(self.len()),
+                Some((self.later.len(), 0)),
+                "the segments before it are full"
+            );
+            self.later.push(huge_pages::zeroed_vec(Self::FIRST << self.later.len()));
         }
     }
 }
@@ -112,27 +110,20 @@ impl<T> Index<usize> for SegmentedVec<T> {
 
     #[inline(always)]
     fn index(&self, at: usize) -> &T {
-        match self.get(at) {
-            Some(item) => item,
-            None => out_of_range(at, self.len),
-        }
+        self.get(at).unwrap_or_else(|| out_of_range(at))
     }
 }
 
 impl<T> IndexMut<usize> for SegmentedVec<T> {
     #[inline(always)]
     fn index_mut(&mut self, at: usize) -> &mut T {
-        let len = self.len;
-        match self.get_mut(at) {
-            Some(item) => item,
-            None => out_of_range(at, len),
-        }
+        self.get_mut(at).unwrap_or_else(|| out_of_range(at))
     }
 }
 
 #[cold]
-fn out_of_range(at: usize, len: usize) -> ! {
-    panic!("index {at} of {len} items")
+fn out_of_range(at: usize) -> ! {
+    panic!("there is no item at index {at}")
 }
 
 #[cfg(test)]
@@ -185,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "index 9 of 9 items")]
+    #[should_panic(expected = "there is no item at index 9")]
     fn what_is_not_there_is_refused() {
         filled(9)[9].0 = 1;
     }

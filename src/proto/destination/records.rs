@@ -25,8 +25,8 @@ pub(super) struct LocalTable {
     pub(super) synced: u32,
 }
 
-/// The records of a table by opcode, without holes, so that a walk over all is a walk over a slice. Room for those of a replay is made at once, in one
-/// piece: in pieces, of which an allocator keeps some in small pages, filling them took the cpu for longer.
+/// The records of a table by opcode, without holes, so that a walk over all is a walk over a slice. Room for those of a replay is
+/// made at once, in one piece: in several the open loop beside a replay was slower (docs/tuning.md).
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Records {
