@@ -348,6 +348,11 @@ impl World {
         self.break_link(at);
         self.seen.note(Hazard::DestinationRestarted);
         self.trace.note(|| format!("{at} restarts"));
+        if let Some(attaching) = self.nodes[at].attaching.take() {
+            // Its source finds out only once it has attached.
+            let session = self.source.attach(attaching);
+            self.source.detach(session);
+        }
         let Node { core, defers, .. } = &self.nodes[at];
         let core = DestinationCore::new(!defers, core.subscription().clone());
         let (app, epoch, at_attach) = (App::default(), self.epoch, None);
