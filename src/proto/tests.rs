@@ -699,3 +699,60 @@ fn a_refused_set_after_a_deferred_remove_leaves_nothing_that_nobody_can_settle()
     assert!(destination.acknowledge(&third.unwrap()));
     assert_eq!((destination.stats().owed, destination.stats().items), (0, 1));
 }
+
+#[test]
+fn a_replay_of_few_items_among_many_lets_others_have_their_turn() {
+    const PLACES: u32 = 40_000;
+    const APART: u32 = 1000;
+    let mut bench = Bench::new(ResendPolicy::default());
+    for n in 0..PLACES {
+        let opcode = (n % APART, n).to_opcode().unwrap();
+        bench.core.set(bench.table, &opcode, NewValue::Data(b"x"), &mut ());
+    }
+    let some = Subscription::none().prefix("t", (7u32,)).unwrap();
+    let session = bench.core.attach_at_once(some);
+    let (mut sent, mut turns) = (0, 0);
+    while bench.core.is_walking(session) {
+        let before = sent;
+        while let Some(outgoing) = bench.core.poll_frame(session) {
+            let entry = outgoing.entry;
+            bench.core.handle_sent(session, entry);
+            sent += 1;
+        }
+        turns += 1;
+        // The places between these are some 4,000; in the first turn the table's name goes, too.
+        assert!(sent - before <= 6, "{} records in turn {turns}", sent - before);
+    }
+    assert!((9..=11).contains(&turns), "{turns} turns");
+    assert_eq!(sent, 1 + (PLACES / APART) as usize, "the name, and what is wanted");
+}
+
+#[test]
+fn what_is_wanted_is_counted_in_bounded_steps_which_end() {
+    const ITEMS: u32 = 1300;
+    let mut core = SourceCore::new(config(ResendPolicy::default()));
+    for name in ["all", "some", "none", "few"] {
+        let table = core.table(name, Retention::Newest).unwrap();
+        for n in 0..ITEMS {
+            let opcode = (n % 100, n).to_opcode().unwrap();
+            core.set(table, &opcode, NewValue::Data(b"x"), &mut ());
+        }
+    }
+    let wanted = Subscription::none().table("all").prefix("some", (7u32,)).unwrap();
+    let mut attaching = core.start_attach(wanted.prefix("few", (8u32,)).unwrap());
+    let mut steps = 0;
+    while !attaching.is_counted() {
+        core.go_on_attaching(&mut attaching);
+        steps += 1;
+        assert!(steps <= 6, "two tables of three steps each");
+    }
+    assert_eq!(steps, 6);
+    let session = core.attach(attaching);
+    let mut sent = 0;
+    while let Some(outgoing) = core.poll_frame(session) {
+        let entry = outgoing.entry;
+        core.handle_sent(session, entry);
+        sent += 1;
+    }
+    assert_eq!(sent, 3 + ITEMS + 2 * ITEMS / 100, "three names, and what is wanted");
+}

@@ -6,7 +6,6 @@ use crate::subscription::{Selection, Subscription};
 
 /// Begun by [`SourceCore::start_attach`](super::SourceCore::start_attach).
 #[derive(Debug)]
-#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct Attaching {
     pub(super) subscription: Subscription,
     /// By table, of those that there were when it began.
@@ -34,9 +33,11 @@ impl Attaching {
 
     /// Counts some of the items that are wanted.
     pub(super) fn go_on(&mut self, store: &mut Store) {
-        let Some(count) = self.counts.get(self.counting) else { return };
-        let is_counted = count.is_none_or(|count| store.go_on_counting(self.counting as TableId, count));
-        self.counting += usize::from(is_counted);
+        let counts = self.counts.iter().enumerate().skip(self.counting);
+        let next = counts.filter_map(|(table, count)| Some((table, (*count)?))).next();
+        if let Some((table, count)) = next {
+            self.counting = table + usize::from(store.go_on_counting(table as TableId, count));
+        }
     }
 }
 
