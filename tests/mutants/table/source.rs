@@ -14,6 +14,24 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[("get_mut(index as usize).filter(|entry| «entry.is_plain()»)?", "true")],
     },
     Mutant {
+        fault: "a count that has passed an item does not hear that it goes",
+        file: "proto/store.rs",
+        edits: &[("self.live -= 1; if «!self.counts.is_empty()» {", "false")],
+    },
+    Mutant {
+        fault: "a count hears of items that it has yet to come to",
+        file: "proto/store.rs",
+        edits: &[("filter(move |count| «index < count.next» &&", "true")],
+    },
+    Mutant {
+        fault: "what an index has yet to move is not found",
+        file: "proto/index.rs",
+        edits: &[(
+            "found.is_some() || «self.old.is_empty()» { return found; } find_in_old(&self.old, hash, is_it) }",
+            "true",
+        )],
+    },
+    Mutant {
         fault: "sweep on timer: a table counts as ready once a tick has passed",
         file: "proto/source.rs",
         edits: &[(
