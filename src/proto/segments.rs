@@ -100,7 +100,7 @@ impl<T: Zeroable> SegmentedVec<T> {
                 Some((self.later.len(), 0)),
                 "the segments before it are full"
             );
-            self.later.push(huge_pages::zeroed_vec(Self::FIRST << self.later.len()));
+            self.later.push(bytemuck::zeroed_vec(Self::FIRST << self.later.len()));
         }
     }
 }
