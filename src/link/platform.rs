@@ -7,8 +7,10 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::DerefMut;
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::peer::LinuxPeer;
 use crate::region::ring_memory::{ConsumerMapping, ProducerMapping};
@@ -115,6 +117,11 @@ pub(crate) trait Lock<T>: Debug {
         self.lock()
     }
 
+    /// Lets those have the lock, for a bounded time, who sleep until it is free: for one that has just let go of it and is about to
+    /// take it again, which it would before they are awake.
+    #[inline]
+    fn let_sleepers_pass(&self) {}
+
     /// Lets go of the lock until [`Lock::notify_all`] or the deadline, or for no reason.
     fn wait_until<'a>(&'a self, guard: Self::Guard<'a>, deadline: Instant) -> Self::Guard<'a>;
 
@@ -179,10 +186,14 @@ impl Waits for PollSet {
 pub(crate) struct StdLock<T> {
     value: Mutex<T>,
     told: Condvar,
+    /// Threads that sleep until it is free, without those that do not give way.
+    sleepers: AtomicU32,
 }
 
 /// How often one that finds the lock taken gives way to others before it waits for it.
 const YIELDS_TO_HOLDER: u32 = 3;
+/// How long a sleeper has until others go before it: a halted cpu of a virtual machine takes some 50 us to wake up.
+pub(super) const WAKE_UP: Duration = Duration::from_micros(200);
 
 impl<T> StdLock<T> {
     #[inline]
@@ -206,7 +217,20 @@ impl<T> StdLock<T> {
                 return guard;
             }
         }
-        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+        // Relaxed, both: a hint, that orders nothing. If it is missed, this thread sleeps a little longer.
+        self.sleepers.fetch_add(1, Relaxed);
+        let guard = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    #[cold]
+    fn wait_for_sleepers(&self, longest: Duration) {
+        let began = Instant::now();
+        // Relaxed: as above.
+        while self.sleepers.load(Relaxed) > 0 && began.elapsed() < longest {
+            Linux::yield_now();
+        }
     }
 }
 
@@ -217,7 +241,7 @@ impl<T: Debug> Lock<T> for StdLock<T> {
         T: 'a;
 
     fn new(value: T) -> Self {
-        Self { value: Mutex::new(value), told: Condvar::new() }
+        Self { value: Mutex::new(value), told: Condvar::new(), sleepers: AtomicU32::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, T> {
@@ -227,6 +251,14 @@ impl<T: Debug> Lock<T> for StdLock<T> {
     #[inline]
     fn lock_giving_way(&self) -> MutexGuard<'_, T> {
         self.try_lock().unwrap_or_else(|| self.lock_behind_another())
+    }
+
+    #[inline]
+    fn let_sleepers_pass(&self) {
+        // Relaxed: as above.
+        if self.sleepers.load(Relaxed) > 0 {
+            self.wait_for_sleepers(WAKE_UP);
+        }
     }
 
     fn wait_until<'a>(&'a self, guard: MutexGuard<'a, T>, deadline: Instant) -> MutexGuard<'a, T> {
@@ -243,9 +275,38 @@ impl<T: Debug> Lock<T> for StdLock<T> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::mpsc;
-    use std::time::Duration;
 
     use super::*;
+
+    /// Longer than any thread takes to get the cpu.
+    const LONG: Duration = Duration::from_secs(60);
+
+    impl<T> StdLock<T> {
+        /// Waits until a thread sleeps until the lock is free, which is held.
+        pub(in crate::link) fn await_sleeper(&self) {
+            let began = Instant::now();
+            while self.sleepers.load(Relaxed) == 0 {
+                assert!(began.elapsed() < LONG, "nobody sleeps");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn thread_that_sleeps_over_the_lock_has_it_before_one_that_lets_it_pass() {
+        let lock = StdLock::new(0u32);
+        std::thread::scope(|scope| {
+            for round in 0..100 {
+                let held = lock.lock();
+                scope.spawn(|| *lock.lock_giving_way() += 1);
+                lock.await_sleeper();
+                drop(held);
+                lock.wait_for_sleepers(LONG);
+                assert_eq!(*lock.lock(), round + 1);
+            }
+        });
+        assert_eq!(lock.sleepers.load(Relaxed), 0);
+    }
 
     #[test]
     fn threads_that_find_the_lock_taken_get_it_once_it_is_free_whatever_became_of_an_earlier_holder() {

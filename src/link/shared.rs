@@ -122,8 +122,10 @@ impl<P: Platform> Shared<P> {
         }
     }
 
-    /// The lock, for the timer thread, which does not give way: publishers let it pass, and wait for it meanwhile.
+    /// The lock, for the timer thread, which does not give way: publishers let it pass, and wait for it meanwhile. Only one that
+    /// went to sleep over that goes before it.
     pub(super) fn lock_for_timer(&self) -> Guard<'_, P> {
+        self.state.let_sleepers_pass();
         // Relaxed, both: as in `lock`.
         self.timer_waits.store(true, Relaxed);
         let state = self.state.lock();
@@ -388,5 +390,42 @@ impl<P: Platform> State<P> {
             self.counters.last_error = Some(format!("process {}: {error}", id.pid));
         }
         Some((link, self.core.detach(session)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::link::platform::WAKE_UP;
+    use crate::proto::source::SourceConfig;
+    use crate::seq::SyncSeq;
+    use crate::sys::wake::Wake;
+
+    #[test]
+    fn timer_thread_lets_a_publisher_pass_that_sleeps_over_the_lock_for_a_bounded_time() {
+        let policy = ResendPolicy::default();
+        let core = SourceCore::new(SourceConfig {
+            policy: policy.clone(),
+            send_equal: false,
+            first_seq: SyncSeq::from(1),
+            max_tombstones: 1000,
+        });
+        let shared = Shared::<Linux>::new(core, policy, 1 << 16, Wake::new().unwrap());
+        std::thread::scope(|scope| {
+            let held = shared.lock();
+            scope.spawn(|| drop(shared.lock()));
+            shared.state.await_sleeper();
+            let began = Instant::now();
+            scope.spawn(|| drop(shared.lock_for_timer()));
+            while !shared.timer_waits.load(Relaxed) {
+                assert!(began.elapsed() < Duration::from_secs(60), "it still lets the publisher pass");
+                std::thread::yield_now();
+            }
+            assert!(began.elapsed() >= WAKE_UP, "the publisher cannot pass as long as the lock is held");
+            drop(held);
+        });
+        assert!(!shared.timer_waits.load(Relaxed));
     }
 }
