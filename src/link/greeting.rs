@@ -203,6 +203,7 @@ pub(crate) struct Host {
 }
 
 /// Everything that a link is made of, before it has a session.
+#[derive(Debug)]
 pub(crate) struct Welcomed {
     pub(crate) subscription: Subscription,
     credentials: Credentials,
@@ -213,6 +214,7 @@ pub(crate) struct Welcomed {
 }
 
 /// Both regions and the doorbells between their makers.
+#[derive(Debug)]
 struct Joined {
     ours: Arc<OwnRegion>,
     theirs: Arc<PeerRegion>,

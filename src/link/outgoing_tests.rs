@@ -97,8 +97,8 @@ impl World {
         received.lock().unwrap().changes.start_waiting();
         let peer = Sleeper(received.clone());
         let id = DestinationId { pid: 1, attachment: 1 };
-        shared
-            .add_link(Subscription::all(), |session, _| OutgoingLink::new(session, id, peer, changes, acks));
+        let attaching = shared.start_attach(Subscription::all());
+        shared.add_link(attaching, |session, _| OutgoingLink::new(session, id, peer, changes, acks));
         World { shared, table, received, acks: producer }
     }
 

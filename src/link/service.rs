@@ -8,10 +8,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::greeting::{GREETING_TIMEOUT, GreetingError, Host};
+use super::greeting::{GREETING_TIMEOUT, GreetingError, Host, Welcomed};
 use super::rendezvous::bind::SourceListener;
 use super::shared::Shared;
 use super::timer::{Timer, earlier};
+use crate::proto::source::Attaching;
 use crate::sys::fork::Creator;
 use crate::sys::poll::{Interest, PollSet};
 use crate::sys::socket::Socket;
@@ -35,10 +36,19 @@ struct Door {
     listener_at: Option<usize>,
     /// Connections that have not said hello.
     strangers: Vec<(Socket, Instant)>,
+    /// Those that have, as long as it is counted what they want.
+    arriving: Vec<Arriving>,
     /// Not before then is the listener looked at.
     accept_from: Option<Instant>,
-    /// How many have come, and how many have ceased to be strangers.
+    /// How many have come, how many have ceased to be strangers, and how many have arrived.
     moves: u64,
+}
+
+#[derive(Debug)]
+struct Arriving {
+    attaching: Attaching,
+    welcomed: Welcomed,
+    socket: Socket,
 }
 
 /// Who goes round.
@@ -64,8 +74,15 @@ impl Service {
         drive: Drive,
     ) -> Service {
         let timer = Timer::new(shared.clone(), drive == Drive::OwnThread);
-        let door =
-            Door { host, listener, listener_at: None, strangers: Vec::new(), accept_from: None, moves: 0 };
+        let door = Door {
+            host,
+            listener,
+            listener_at: None,
+            strangers: Vec::new(),
+            arriving: Vec::new(),
+            accept_from: None,
+            moves: 0,
+        };
         Service { shared, creator, timer, door, waits: PollSet::new() }
     }
 
@@ -93,6 +110,7 @@ impl Service {
     pub(super) fn turn(&mut self) {
         self.timer.turn(&self.waits);
         self.door.greet(&self.shared);
+        self.door.attach(&self.shared);
         self.door.accept(&self.shared, &self.waits);
     }
 
@@ -126,10 +144,11 @@ impl Drop for Service {
 impl Door {
     /// Watches the listener and those who have not said hello; answers when to wake at the latest.
     fn watch(&mut self, waits: &mut PollSet) -> Option<Instant> {
-        self.accept_from = self.accept_from.filter(|from| *from > Instant::now());
+        let now = Instant::now();
+        self.accept_from = self.accept_from.filter(|from| *from > now);
         self.listener_at =
             self.accept_from.is_none().then(|| waits.watch(self.listener.as_fd(), Interest::Read));
-        let mut deadline = self.accept_from;
+        let mut deadline = earlier(self.accept_from, (!self.arriving.is_empty()).then_some(now));
         for (socket, since) in &self.strangers {
             waits.watch(socket.as_fd(), Interest::Read);
             deadline = earlier(deadline, Some(*since + GREETING_TIMEOUT));
@@ -148,12 +167,24 @@ impl Door {
             match answer {
                 Ok(None) => self.strangers.push((socket, since)),
                 Ok(Some(welcomed)) => {
-                    let subscription = welcomed.subscription.clone();
-                    let make = |session, attachment| welcomed.into_link(session, attachment, socket);
-                    shared.add_link(subscription, make);
+                    let attaching = shared.start_attach(welcomed.subscription.clone());
+                    self.arriving.push(Arriving { attaching, welcomed, socket });
                 }
                 Err(error) => shared.lock().refuse(&error),
             }
+        }
+    }
+
+    /// Counts some of what those want who have said hello, and takes in those for whom that is done.
+    fn attach(&mut self, shared: &Shared) {
+        for mut arriving in std::mem::take(&mut self.arriving) {
+            if !shared.go_on_attaching(&mut arriving.attaching) {
+                self.arriving.push(arriving);
+                continue;
+            }
+            let Arriving { attaching, welcomed, socket } = arriving;
+            shared.add_link(attaching, |session, attachment| welcomed.into_link(session, attachment, socket));
+            self.moves += 1;
         }
     }
 

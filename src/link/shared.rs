@@ -17,7 +17,9 @@ use super::outgoing::{OutgoingLink, Pumped};
 use super::platform::{Alarm, Linux, Lock, Platform};
 use crate::opcode::Opcode;
 use crate::proto::ResendPolicy;
-use crate::proto::source::{Detached, MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore};
+use crate::proto::source::{
+    Attaching, Detached, MAX_FLUSHES, Outlet, Read, Runway, SessionId, Set, SourceCore,
+};
 use crate::proto::store::{Changed, HashedOpcode, ItemId, NewValue, OpcodeHasher, TableId};
 use crate::ring;
 use crate::stats::SourceStats;
@@ -66,6 +68,8 @@ pub(crate) struct ServiceCounters {
 
 /// Frames that a publisher sends at most before it returns: those that waited before its own change, and that.
 pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
+/// How often it is counted on, a few places at a time, for a destination that comes, before links have their turn.
+const COUNTS_PER_TURN: u32 = 16;
 /// How often a publisher yields to the timer thread before it takes the lock all the same.
 const YIELDS_TO_TIMER: u32 = 50;
 
@@ -200,18 +204,31 @@ impl<P: Platform> Shared<P> {
         all
     }
 
-    /// Takes a destination in, whose link `make` makes for this session and attachment. The timer's next turn sends it the
-    /// first ring-full. Publishers get the lock and the cpu in between, however much there is to be counted.
-    pub(super) fn add_link(
-        &self,
-        subscription: Subscription,
-        make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
-    ) {
-        let mut attaching = self.lock_for_timer().core.start_attach(subscription);
-        while !attaching.is_counted() {
-            self.lock_for_timer().core.go_on_attaching(&mut attaching);
+    /// A destination comes that wants this: [`Shared::go_on_attaching`] until all is counted, then [`Shared::add_link`].
+    pub(super) fn start_attach(&self, subscription: Subscription) -> Attaching {
+        self.lock_for_timer().core.start_attach(subscription)
+    }
+
+    /// Counts some of what a destination wants; answers whether nothing is left to be counted. Publishers get the lock and the cpu
+    /// in between.
+    pub(super) fn go_on_attaching(&self, attaching: &mut Attaching) -> bool {
+        for _ in 0..COUNTS_PER_TURN {
+            if attaching.is_counted() {
+                return true;
+            }
+            self.lock_for_timer().core.go_on_attaching(attaching);
             P::yield_now();
         }
+        attaching.is_counted()
+    }
+
+    /// Takes a destination in, whose link `make` makes for this session and attachment. The timer's next turn sends it the
+    /// first ring-full.
+    pub(super) fn add_link(
+        &self,
+        attaching: Attaching,
+        make: impl FnOnce(SessionId, u64) -> OutgoingLink<P>,
+    ) {
         let mut state = self.lock_for_timer();
         let session = state.core.attach(attaching);
         state.counters.attached += 1;

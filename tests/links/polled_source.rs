@@ -12,7 +12,8 @@ use crate::common::{self, PATIENCE, source_options, until};
 use crate::event_loop::{Loop, Pair, dispatch, go_round, update};
 use crate::raw;
 use shmirror::{
-    DriveError, Event, Flush, FlushError, Flushed, Next, SetError, SnapshotFn, Source, SourceDriver, Table,
+    DriveError, Event, Flush, FlushError, Flushed, Next, Replica, SetError, SnapshotFn, Source, SourceDriver,
+    Subscription, Table,
 };
 use tempfile::TempDir;
 
@@ -98,6 +99,34 @@ fn flush_in_another_thread_ends_while_the_loop_goes_on() {
     });
     drop((source, table));
     reader.join().unwrap();
+}
+
+#[test]
+fn destination_that_wants_few_of_many_items_is_taken_in_over_several_rounds() {
+    const ITEMS: u32 = 200_000;
+    const APART: u32 = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, mut driver) = source_options(dir.path()).create_polled("s").unwrap();
+    let table = source.table("t").unwrap();
+    table.set_many((0..ITEMS).map(|n| ((n % APART, n), "x"))).unwrap();
+    table.ready();
+    let wanted = Subscription::none().prefix("t", (7u32,)).unwrap();
+    let mut replica = Replica::options().runtime_dir(dir.path()).subscribe(wanted).connect("s").unwrap();
+    let mut rounds = 0;
+    until("the destination", || {
+        replica.dispatch().unwrap();
+        let next = driver.dispatch().unwrap();
+        let has_attached = source.stats().attached > 0;
+        rounds += u32::from(!has_attached && next == Next::Now);
+        has_attached
+    });
+    assert!((20..60).contains(&rounds), "it was taken in after {rounds} rounds");
+    until("what it wants", || {
+        driver.dispatch().unwrap();
+        replica.dispatch().unwrap();
+        replica.is_synced()
+    });
+    assert_eq!(replica.table("t").len(), (ITEMS / APART) as usize);
 }
 
 #[test]

@@ -100,7 +100,8 @@ impl World {
 
     /// Takes a destination in, as the timer thread does.
     pub(super) fn add(&self, (peer, changes, acks): Rings) {
-        self.shared.add_link(Subscription::all(), |session, attachment| {
+        let attaching = self.shared.start_attach(Subscription::all());
+        self.shared.add_link(attaching, |session, attachment| {
             OutgoingLink::new(session, DestinationId { pid: 1, attachment }, peer, changes, acks)
         });
     }
