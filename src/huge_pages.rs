@@ -4,6 +4,7 @@
 //! A hint, as [`cpu_cache`](crate::cpu_cache) is. What is smaller stays as it is: each such memory may take up the better part of a huge
 //! page more than it needs.
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::collections::TryReserveError;
 use std::iter;
 
@@ -46,11 +47,17 @@ pub(crate) fn vec_with_capacity<T>(capacity: usize) -> Vec<T> {
     vec
 }
 
-/// So many items of zeros. What is large the system clears when it is used first.
+/// So many items of zeros. What is large the system clears when it is used first, as a rule.
 pub(crate) fn zeroed_vec<T: Zeroable>(len: usize) -> Vec<T> {
-    let mut vec = bytemuck::zeroed_vec(len);
+    let mut vec = zeroed_vec_in_small_pages(len);
     advise_at(vec.as_mut_ptr(), len);
     vec
+}
+
+/// The same for what may never be used: then it takes no memory. Where none is left, it ends the process, as [`Vec::with_capacity`] does.
+pub(crate) fn zeroed_vec_in_small_pages<T: Zeroable>(len: usize) -> Vec<T> {
+    let no_memory = |()| handle_alloc_error(Layout::array::<T>(len).expect("it fits the address space"));
+    bytemuck::try_zeroed_vec(len).unwrap_or_else(no_memory)
 }
 
 /// Of memory that was just allocated, and not touched yet.

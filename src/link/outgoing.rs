@@ -253,6 +253,7 @@ impl<P: Platform> OutgoingLink<P> {
             sent += 1;
             sent_bytes += length;
         };
+        core.end_turn(self.session);
         self.publish()?;
         Ok(pumped)
     }

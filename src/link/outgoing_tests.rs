@@ -85,11 +85,22 @@ const ACK_RING_BYTES: u64 = 4096;
 
 impl World {
     fn new(policy: ResendPolicy) -> World {
+        World::with_items(policy, &[("t", vec![])], Subscription::all())
+    }
+
+    /// With these items before the destination attaches, and the first of these tables.
+    fn with_items(policy: ResendPolicy, items: &[(&str, Vec<Opcode>)], wanted: Subscription) -> World {
         const RING_BYTES: u64 = 1 << 20;
         let first_seq = SyncSeq::from(1);
         let config = SourceConfig { policy: policy.clone(), send_equal: false, first_seq, max_tombstones: 1 };
         let mut core = SourceCore::new(config);
-        let table: TableId = core.table("t", Retention::Newest).unwrap();
+        for (name, opcodes) in items {
+            let table = core.table(name, Retention::Newest).unwrap();
+            for opcode in opcodes {
+                core.set(table, opcode, NewValue::Data(b"before"), &mut ());
+            }
+        }
+        let table: TableId = 0;
         let shared = Shared::<Heap>::new(core, policy, RING_BYTES, Wake::new().unwrap());
         let (changes, consumer) = ring(RING_BYTES);
         let (producer, acks) = ring(ACK_RING_BYTES);
@@ -97,7 +108,7 @@ impl World {
         received.lock().unwrap().changes.start_waiting();
         let peer = Sleeper(received.clone());
         let id = DestinationId { pid: 1, attachment: 1 };
-        let attaching = shared.start_attach(Subscription::all());
+        let attaching = shared.start_attach(wanted);
         shared.add_link(attaching, |session, _| OutgoingLink::new(session, id, peer, changes, acks));
         World { shared, table, received, acks: producer }
     }
@@ -208,6 +219,26 @@ fn room_for_acks_goes_back_with_the_next_change_or_when_it_may_be_missed_or_befo
     world.shared.await_acks(&mut world.shared.lock());
     assert_eq!(world.acks.released(), Ok((30 + quarter) * ACK));
     assert_eq!(world.shared.lock().counters.last_error, None);
+}
+
+#[test]
+fn a_replay_of_few_items_among_many_goes_on_however_many_changes_wait() {
+    const BUSY: u32 = 100;
+    const PLACES: u32 = 200_000;
+    let busy = (0..BUSY).map(|key| key.to_opcode().unwrap()).collect();
+    let many = (0..PLACES).map(|n| (n % 1000, n).to_opcode().unwrap()).collect();
+    let wanted = Subscription::none().table("busy").prefix("many", (7u32,)).unwrap();
+    let items = [("busy", busy), ("many", many)];
+    let world = World::with_items(ResendPolicy::default(), &items, wanted);
+    let mut rounds = 0;
+    while world.shared.lock().core.is_walking(0) {
+        // More of them wait than go in a turn, once all have gone before.
+        (0..BUSY).for_each(|key| assert!(!world.set(key, &u32::to_ne_bytes(rounds))));
+        world.shared.publish(&mut world.shared.lock());
+        rounds += 1;
+        assert!(rounds < 200, "the replay stands still");
+    }
+    assert!(rounds >= PLACES / 4096, "{rounds} turns");
 }
 
 #[test]

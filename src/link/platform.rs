@@ -117,10 +117,10 @@ pub(crate) trait Lock<T>: Debug {
         self.lock()
     }
 
-    /// Lets those have the lock, for a bounded time, who sleep until it is free: for one that has just let go of it and is about to
-    /// take it again, which it would before they are awake.
+    /// If threads sleep until the lock is free, waits for a bounded time until one of them has had it: for one that has just let go
+    /// of it and is about to take it again, which it would before they are awake.
     #[inline]
-    fn let_sleepers_pass(&self) {}
+    fn let_sleeper_pass(&self) {}
 
     /// Lets go of the lock until [`Lock::notify_all`] or the deadline, or for no reason.
     fn wait_until<'a>(&'a self, guard: Self::Guard<'a>, deadline: Instant) -> Self::Guard<'a>;
@@ -188,11 +188,13 @@ pub(crate) struct StdLock<T> {
     told: Condvar,
     /// Threads that sleep until it is free, without those that do not give way.
     sleepers: AtomicU32,
+    /// How many of them have had it, modulo 2^32.
+    passed: AtomicU32,
 }
 
 /// How often one that finds the lock taken gives way to others before it waits for it.
 const YIELDS_TO_HOLDER: u32 = 3;
-/// How long a sleeper has until others go before it: a halted cpu of a virtual machine takes some 50 us to wake up.
+/// How long a sleeper has until one that lets it pass goes before it all the same: a halted cpu of a virtual machine takes some 50 us to wake up.
 pub(super) const WAKE_UP: Duration = Duration::from_micros(200);
 
 impl<T> StdLock<T> {
@@ -217,18 +219,24 @@ impl<T> StdLock<T> {
                 return guard;
             }
         }
-        // Relaxed, both: a hint, that orders nothing. If it is missed, this thread sleeps a little longer.
+        // Relaxed, all: hints, that order nothing. If one is missed, this thread sleeps a little longer.
         self.sleepers.fetch_add(1, Relaxed);
         let guard = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_sub(1, Relaxed);
+        self.passed.fetch_add(1, Relaxed);
         guard
     }
 
+    /// Waits until one of them has had the lock; others that come meanwhile make it no longer.
     #[cold]
-    fn wait_for_sleepers(&self, longest: Duration) {
+    fn wait_for_sleeper(&self, longest: Duration) {
         let began = Instant::now();
-        // Relaxed: as above.
-        while self.sleepers.load(Relaxed) > 0 && began.elapsed() < longest {
+        // Relaxed, all: as above.
+        let passed = self.passed.load(Relaxed);
+        while self.sleepers.load(Relaxed) > 0
+            && self.passed.load(Relaxed) == passed
+            && began.elapsed() < longest
+        {
             Linux::yield_now();
         }
     }
@@ -241,7 +249,8 @@ impl<T: Debug> Lock<T> for StdLock<T> {
         T: 'a;
 
     fn new(value: T) -> Self {
-        Self { value: Mutex::new(value), told: Condvar::new(), sleepers: AtomicU32::new(0) }
+        let (sleepers, passed) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { value: Mutex::new(value), told: Condvar::new(), sleepers, passed }
     }
 
     fn lock(&self) -> MutexGuard<'_, T> {
@@ -254,10 +263,10 @@ impl<T: Debug> Lock<T> for StdLock<T> {
     }
 
     #[inline]
-    fn let_sleepers_pass(&self) {
+    fn let_sleeper_pass(&self) {
         // Relaxed: as above.
         if self.sleepers.load(Relaxed) > 0 {
-            self.wait_for_sleepers(WAKE_UP);
+            self.wait_for_sleeper(WAKE_UP);
         }
     }
 
@@ -301,7 +310,7 @@ mod tests {
                 scope.spawn(|| *lock.lock_giving_way() += 1);
                 lock.await_sleeper();
                 drop(held);
-                lock.wait_for_sleepers(LONG);
+                lock.wait_for_sleeper(LONG);
                 assert_eq!(*lock.lock(), round + 1);
             }
         });

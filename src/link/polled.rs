@@ -2,7 +2,7 @@
 //!
 //! A round is a look at what the last round has left to be watched, what follows from that, and what is to be watched next; the
 //! [`Notifier`] is then readable when there is reason for the next round. No round waits for anything but the lock, which is
-//! held for a bounded number of frames, or for another round.
+//! held for a bounded number of frames (and for one, if there is, who sleeps over it, for a bounded time), or for another round.
 //!
 //! That publishers of other threads come between the end of a round and the loop's wait does no harm: what they leave to be done
 //! they tell the source's wake-up, which is watched. It is the way in which they wake a timer thread, and the models' way.
@@ -86,7 +86,7 @@ impl Seat {
         timeout: Duration,
     ) -> Result<Flushed, FlushError> {
         let (shared, deadline) = (&self.shared, deadline_after(timeout));
-        // A destination that is at the door counts.
+        // A destination that is at the door counts, unless it takes more rounds to count what it wants.
         self.try_round();
         let ticket = match shared.begin_flush(only)? {
             Begun::Ended(flushed) => return Ok(flushed),

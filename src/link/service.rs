@@ -62,6 +62,8 @@ pub(crate) enum Drive {
 
 /// Connections that have not said hello yet; one more takes the place of the one that has been silent for longest.
 const MAX_STRANGERS: usize = 64;
+/// How often in a turn, a few places at a time, it is counted what those want who come; then links have their turn.
+const COUNTS_PER_TURN: u32 = 16;
 /// How long to leave the listener alone when no descriptors are left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -175,10 +177,11 @@ impl Door {
         }
     }
 
-    /// Counts some of what those want who have said hello, and takes in those for whom that is done.
+    /// Counts some of what those want who have said hello, one after the other, and takes in those for whom that is done.
     fn attach(&mut self, shared: &Shared) {
+        let mut budget = COUNTS_PER_TURN;
         for mut arriving in std::mem::take(&mut self.arriving) {
-            if !shared.go_on_attaching(&mut arriving.attaching) {
+            if !shared.go_on_attaching(&mut arriving.attaching, &mut budget) {
                 self.arriving.push(arriving);
                 continue;
             }

@@ -68,8 +68,6 @@ pub(crate) struct ServiceCounters {
 
 /// Frames that a publisher sends at most before it returns: those that waited before its own change, and that.
 pub(crate) const FRAMES_PER_PUBLISH: u32 = 32;
-/// How often it is counted on, a few places at a time, for a destination that comes, before links have their turn.
-const COUNTS_PER_TURN: u32 = 16;
 /// How often a publisher yields to the timer thread before it takes the lock all the same.
 const YIELDS_TO_TIMER: u32 = 50;
 
@@ -126,10 +124,10 @@ impl<P: Platform> Shared<P> {
         }
     }
 
-    /// The lock, for the timer thread, which does not give way: publishers let it pass, and wait for it meanwhile. Only one that
-    /// went to sleep over that goes before it.
+    /// The lock, for the timer thread, which does not give way: publishers let it pass, and wait for it meanwhile. Only if some
+    /// went to sleep over that, one of them goes before it.
     pub(super) fn lock_for_timer(&self) -> Guard<'_, P> {
-        self.state.let_sleepers_pass();
+        self.state.let_sleeper_pass();
         // Relaxed, both: as in `lock`.
         self.timer_waits.store(true, Relaxed);
         let state = self.state.lock();
@@ -209,13 +207,11 @@ impl<P: Platform> Shared<P> {
         self.lock_for_timer().core.start_attach(subscription)
     }
 
-    /// Counts some of what a destination wants; answers whether nothing is left to be counted. Publishers get the lock and the cpu
-    /// in between.
-    pub(super) fn go_on_attaching(&self, attaching: &mut Attaching) -> bool {
-        for _ in 0..COUNTS_PER_TURN {
-            if attaching.is_counted() {
-                return true;
-            }
+    /// Counts some of what a destination wants, at most `budget` times, of which it takes off what it needs; answers whether nothing
+    /// is left to be counted. Publishers get the lock and the cpu in between.
+    pub(super) fn go_on_attaching(&self, attaching: &mut Attaching, budget: &mut u32) -> bool {
+        while !attaching.is_counted() && *budget > 0 {
+            *budget -= 1;
             self.lock_for_timer().core.go_on_attaching(attaching);
             P::yield_now();
         }

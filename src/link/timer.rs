@@ -52,7 +52,7 @@ const AWAKE_FOR_ROOM: Duration = Duration::from_micros(500);
 const READS_PER_TURN: u32 = 64;
 
 impl<P: Platform> Timer<P> {
-    /// One that `lingers` may spend half a millisecond per turn in looking at a ring that is full; another never waits.
+    /// One that `lingers` may spend half a millisecond per turn in looking at a ring that is full; another waits for nothing but the lock.
     pub(crate) fn new(shared: Arc<Shared<P>>, lingers: bool) -> Timer<P> {
         Timer {
             shared,

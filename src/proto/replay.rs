@@ -29,7 +29,7 @@ pub(crate) struct Replay {
     tables: Vec<TableReplay>,
     /// Kept tables whose places were not all walked; they take turns.
     walking: VecDeque<TableId>,
-    /// Places that were passed over since others had their turn, without those of which something was sent.
+    /// Places that were passed over in this turn, without those of which something was sent.
     passed: u32,
     /// Tables from which an enumeration has yet to draw; they take turns.
     enumerating: VecDeque<TableId>,
@@ -105,7 +105,7 @@ enum Stage {
     Passed,
 }
 
-/// Places that are passed over at most before others get the lock.
+/// Places that are passed over at most in a turn, behind which others get the lock.
 const MAX_PASSED: u32 = 4096;
 
 impl Replay {
@@ -339,9 +339,12 @@ impl Replay {
         if self.walking.is_empty() { None } else { self.walk(cache, store) }
     }
 
-    /// The item that goes next, if there is one before it is others' turn, however many went since that was so last. Of those whose
+    /// The item that goes next, if there is one before this turn has passed over enough, however many went in it. Of those whose
     /// data must be read through a pointer it makes entries on its way, and passes them over.
     fn walk(&mut self, cache: &mut SyncCache, store: &Store) -> Option<EntryId> {
+        if self.passed == MAX_PASSED {
+            return None;
+        }
         while let Some(&table) = self.walking.front() {
             while let Some((id, item)) = self.tables[usize::from(table)].at(table, store) {
                 let is_owed = self.tables[usize::from(table)].takes(item) && !cache.entry(id).is_sent();
@@ -360,13 +363,18 @@ impl Replay {
                 self.tables[usize::from(table)].pass_over();
                 self.passed += 1;
                 if self.passed == MAX_PASSED {
-                    self.passed = 0;
                     return None;
                 }
             }
             self.walking.pop_front();
         }
         None
+    }
+
+    /// Others have had the lock, or are about to.
+    #[inline]
+    pub(crate) fn end_turn(&mut self) {
+        self.passed = 0;
     }
 
     /// It is the next table's turn.

@@ -89,7 +89,7 @@ impl<T> SegmentedVec<T> {
 
 impl<T: Zeroable> SegmentedVec<T> {
     /// Adds items of zeros until there are at least so many: as many as there is room for then. Those of a later segment take neither
-    /// time nor memory until they are used.
+    /// time nor memory until they are used, if the allocator has it from the system anew.
     pub(super) fn extend_zeroed(&mut self, len: usize) {
         if self.first.len() < len.min(Self::FIRST) {
             self.first.resize_with(len.next_power_of_two().min(Self::FIRST), T::zeroed);
@@ -100,7 +100,7 @@ impl<T: Zeroable> SegmentedVec<T> {
                 Some((self.later.len(), 0)),
                 "the segments before it are full"
             );
-            self.later.push(bytemuck::zeroed_vec(Self::FIRST << self.later.len()));
+            self.later.push(huge_pages::zeroed_vec_in_small_pages(Self::FIRST << self.later.len()));
         }
     }
 }

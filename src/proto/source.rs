@@ -53,8 +53,22 @@ pub(crate) type SessionId = usize;
 
 /// The memory of what was kept for a destination.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Detached {
     _session: Option<Session>,
+}
+
+#[cfg(test)]
+impl Detached {
+    pub(crate) fn is_empty(&self) -> bool {
+        self._session.is_none()
+    }
+}
+
+/// For the models: it has no influence.
+#[cfg(test)]
+impl std::hash::Hash for Detached {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
 }
 
 #[derive(Debug)]
@@ -64,7 +78,7 @@ pub(crate) struct SourceCore {
     store: Store,
     sessions: Vec<Option<Session>>,
     /// Sessions that were given up because they had too many tombstones, until their links are gone, too.
-    overrun: Vec<SessionId>,
+    overrun: Vec<(SessionId, Detached)>,
     counters: SourceCounters,
 }
 
@@ -337,7 +351,8 @@ impl SourceCore {
     }
 
     /// A destination is about to attach, that wants this: [`SourceCore::go_on_attaching`] until all
-    /// [is counted](Attaching::is_counted); then it takes no long time to [attach](SourceCore::attach). It may at once, too.
+    /// [is counted](Attaching::is_counted); then it takes no long time to [attach](SourceCore::attach). It may at once, too. Only a
+    /// table that comes meanwhile is counted then.
     pub(crate) fn start_attach(&mut self, subscription: Subscription) -> Attaching {
         Attaching::start(subscription, &mut self.store)
     }
@@ -365,7 +380,7 @@ impl SourceCore {
             session.add_table(table, count, &mut self.store);
         }
         let mut vacant = self.sessions.iter().zip(0..).filter(|(session, _)| session.is_none());
-        let vacant = vacant.find(|(_, id)| !self.overrun.contains(id)).map(|(_, id)| id);
+        let vacant = vacant.find(|(_, id)| !self.is_overrun(*id)).map(|(_, id)| id);
         let id = vacant.unwrap_or(self.sessions.len());
         if vacant.is_none() {
             self.sessions.push(None);
@@ -376,8 +391,10 @@ impl SourceCore {
 
     /// A destination is gone: all that was kept for it goes, too. To free its memory may take long, and needs no lock.
     pub(crate) fn detach(&mut self, id: SessionId) -> Detached {
-        self.overrun.retain(|&other| other != id);
-        Detached { _session: self.take_session(id) }
+        match self.overrun.iter().position(|(other, _)| *other == id) {
+            Some(at) => self.overrun.swap_remove(at).1,
+            None => self.take_session(id),
+        }
     }
 
     /// Whether a session has as many tombstones as it may.
@@ -388,16 +405,27 @@ impl SourceCore {
 
     /// Whether the session was given up because it had too many tombstones. Its link is to be closed.
     pub(crate) fn is_overrun(&self, id: SessionId) -> bool {
-        self.overrun.contains(&id)
+        self.overrun.iter().any(|(other, _)| *other == id)
     }
 
     /// The frame that goes next on a session, if any, of what is here. It stays the next until it was sent or a command
-    /// changed that.
+    /// changed that. If there is none, that ends a turn ([`SourceCore::end_turn`]).
     #[inline]
     pub(crate) fn poll_frame(&mut self, id: SessionId) -> Option<Outgoing<'_>> {
         let session = self.sessions[id].as_mut()?;
-        let entry = session.next(&self.store)?;
+        let Some(entry) = session.next(&self.store) else {
+            session.replay.end_turn();
+            return None;
+        };
         Some(Outgoing { entry, frame: session.frame(entry, &self.store) })
+    }
+
+    /// Others get the lock before [`SourceCore::poll_frame`] is called again. In between it looks at a bounded number of items.
+    #[inline]
+    pub(crate) fn end_turn(&mut self, id: SessionId) {
+        if let Some(session) = &mut self.sessions[id] {
+            session.replay.end_turn();
+        }
     }
 
     /// Whether there is nothing to send, for sure. If not, [`SourceCore::poll_frame`] knows. A session that was given up is not
@@ -618,22 +646,25 @@ impl SourceCore {
             let Some(session) = &self.sessions[id] else { continue };
             let enumerates = changed > max && session.replay.enumeration_began(table).is_some();
             if enumerates || session.cache.tombstones() > max {
-                self.take_session(id);
-                self.overrun.push(id);
+                let detached = self.take_session(id);
+                self.overrun.push((id, detached));
                 self.counters.overruns += 1;
             }
         }
     }
 
-    fn take_session(&mut self, id: SessionId) -> Option<Session> {
-        let session = self.sessions[id].take()?;
-        for item in session.cache.owed() {
-            self.store.settle(item);
+    /// Takes a session's place away from it, if it has one. What is left of it is memory.
+    fn take_session(&mut self, id: SessionId) -> Detached {
+        let session = self.sessions[id].take();
+        if let Some(session) = &session {
+            for item in session.cache.owed() {
+                self.store.settle(item);
+            }
+            for table in session.replay.enumerating() {
+                self.store.end_enumeration(table);
+            }
         }
-        for table in session.replay.enumerating() {
-            self.store.end_enumeration(table);
-        }
-        Some(session)
+        Detached { _session: session }
     }
 
     fn entry_view(&self, session: &Session, entry: EntryId, item: ItemId) -> EntryView<'_> {

@@ -67,6 +67,9 @@ struct Count {
 
 /// Places that are counted before others get the lock: some 20 us, if all is far away.
 const PLACES_AT_ONCE: u32 = 512;
+/// Places of a table. Behind the next power of two there is no other, so entries that are made for more than there are
+/// keep clear of the numbers that stand for a table itself.
+const MAX_ITEMS: u32 = 1 << 31;
 
 /// So many items fill the nearer caches.
 const FAR_ITEMS: usize = 4096;
@@ -578,8 +581,12 @@ impl TableStore {
                 index
             }
             None => {
+                let index = u32::try_from(self.items.len()).ok().filter(|index| *index < MAX_ITEMS);
+                let index = index.expect("memory ends before 2^31 items");
                 self.items.push(|| item);
-                u32::try_from(self.items.len() - 1).expect("memory ends before 2^32 items")
+                // A count that had come to the end still has.
+                self.counts.iter_mut().filter(|count| count.next == index).for_each(|count| count.next += 1);
+                index
             }
         };
         self.index.insert(hash, index);
@@ -779,6 +786,8 @@ mod tests {
             let places = store.tables()[0].items().len();
             assert!(calls >= (places / PLACES_AT_ONCE as usize).saturating_sub(1), "{calls} calls");
             (0..100).for_each(|_| change(&mut store, &mut rng, 2000 + 1000 * round));
+            let (places, count) = (store.tables()[0].items().len(), &store.tables()[0].counts[0]);
+            assert_eq!(count.next as usize, places, "nothing is left to be counted");
             let counted = counts.map(|count| store.end_count(table, count));
             let live = store.tables()[0].iter().filter(|item| one.takes(&item.opcode)).count();
             assert_eq!(counted, [live as u32, 0]);

@@ -581,7 +581,8 @@ fn a_destination_with_too_many_tombstones_is_given_up_and_costs_nothing_more() {
     assert_eq!(kept.count(), 0, "no tombstone is kept for the one that was given up");
     let next = core.attach_at_once(Subscription::all());
     assert_ne!(next, slow, "its place is its own until its link is gone");
-    core.detach(slow);
+    assert!(!core.detach(slow).is_empty(), "its memory is freed by who detaches it");
+    assert!(!core.is_overrun(slow) && core.detach(slow).is_empty());
     assert_eq!(core.attach_at_once(Subscription::all()), slow);
 }
 
@@ -725,6 +726,57 @@ fn a_replay_of_few_items_among_many_lets_others_have_their_turn() {
     }
     assert!((9..=11).contains(&turns), "{turns} turns");
     assert_eq!(sent, 1 + (PLACES / APART) as usize, "the name, and what is wanted");
+}
+
+#[test]
+fn a_replay_of_few_items_among_many_lets_others_have_their_turn_although_changes_wait() {
+    const PLACES: u32 = 80_000;
+    const APART: u32 = 1000;
+    const WAITING: u32 = 20;
+    let mut core = SourceCore::new(config(ResendPolicy::default()));
+    let live = core.table("live", Retention::Newest).unwrap();
+    let many = core.table("many", Retention::Newest).unwrap();
+    let set_live = |core: &mut SourceCore, value: &[u8]| {
+        for n in 0..WAITING {
+            core.set(live, &n.to_opcode().unwrap(), NewValue::Data(value), &mut ());
+        }
+    };
+    set_live(&mut core, b"first");
+    for n in 0..PLACES {
+        let opcode = (n % APART, n).to_opcode().unwrap();
+        core.set(many, &opcode, NewValue::Data(b"x"), &mut ());
+    }
+    let wanted = Subscription::none().table("live").prefix("many", (7u32,)).unwrap();
+    let session = core.attach_at_once(wanted);
+    // Answers how many records of each table went in a turn.
+    let turn = |core: &mut SourceCore| {
+        let mut sent = [0; 2];
+        while let Some(outgoing) = core.poll_frame(session) {
+            let (entry, table) = (outgoing.entry, outgoing.frame.table);
+            core.handle_sent(session, entry);
+            sent[usize::from(table)] += 1;
+        }
+        sent
+    };
+    let (mut sent, mut turns) = ([0; 2], 0);
+    while sent[0] < 1 + WAITING {
+        let more = turn(&mut core);
+        sent = [sent[0] + more[0], sent[1] + more[1]];
+        turns += 1;
+        assert!(turns < 20, "{sent:?} in {turns} turns");
+    }
+    assert!(sent[1] < PLACES / APART / 2, "there is some left of the replay: {sent:?}");
+    set_live(&mut core, b"second");
+    turns = 0;
+    while core.is_walking(session) {
+        let more = turn(&mut core);
+        let waited = if turns == 0 { WAITING } else { 0 };
+        assert!(more[0] == waited && (1..=5).contains(&more[1]), "turn {turns}: {more:?}");
+        sent[1] += more[1];
+        turns += 1;
+    }
+    assert!(turns >= 10, "{turns} turns");
+    assert_eq!(sent[1], 1 + PLACES / APART, "the name, and what is wanted");
 }
 
 #[test]

@@ -181,11 +181,13 @@ impl World {
         };
         if is_full {
             source.handle_full(session);
+            source.end_turn(session);
             seen.note(Situation::RingFull);
             return (hash_of(&*self.source()) != hash_of(&*before.source())).then_some(());
         }
         let (record, entry) = (encoded(&outgoing.frame), outgoing.entry);
         source.handle_sent(session, entry);
+        source.end_turn(session);
         self.put(record);
         let resent = |world: &World| world.state(session).map_or(0, |state| state.counters.resent);
         seen.note_if(Situation::SentAgain, resent(self) > resent(before));

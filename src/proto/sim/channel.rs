@@ -16,6 +16,7 @@ impl World {
     /// Puts in the ring what is here, until it is full.
     pub(super) fn pump(&mut self, node: usize) {
         let Some(session) = self.session(node) else { return };
+        self.source.end_turn(session);
         for _ in 0..1000 {
             let full = self.is_full(node);
             let Some(outgoing) = self.source.poll_frame(session) else { return };
