@@ -194,7 +194,8 @@ pub(crate) struct StdLock<T> {
 
 /// How often one that finds the lock taken gives way to others before it waits for it.
 const YIELDS_TO_HOLDER: u32 = 3;
-/// How long a sleeper has until one that lets it pass goes before it all the same: a halted cpu of a virtual machine takes some 50 us to wake up.
+/// How long a sleeper has until one that lets it pass goes before it all the same: a halted cpu of a virtual machine takes some
+/// 50 us to wake up.
 pub(super) const WAKE_UP: Duration = Duration::from_micros(200);
 
 impl<T> StdLock<T> {

@@ -48,8 +48,8 @@ impl SourceDriver {
         self.seat.fd().clone()
     }
 
-    /// Does what is to be done, and does not wait for anything but, briefly, publishers. It costs one look at all descriptors of the source, so
-    /// do not call it more often than there is reason to. The application's snapshots and enumerators are asked here.
+    /// Does what is to be done, and does not wait for anything but, briefly, publishers. It costs one look at all descriptors of
+    /// the source, so do not call it more often than there is reason to. The application's snapshots and enumerators are asked here.
     ///
     /// # Errors
     /// [`DriveError`]; then the loop need not watch it any more.
