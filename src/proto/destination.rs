@@ -28,7 +28,7 @@ use crate::subscription::Subscription;
 use crate::wire::{Ack, Frame, Payload, WireError};
 
 use acks::PendingAcks;
-use records::{Applied, LocalTable, Owed, Received, Record, Records, owes_remove};
+use records::{Applied, Known, LocalTable, Owed, Received, Record, Records, owes_remove, set_value};
 
 pub use event::{AckSlot, AckToken, Event, HandlerResult};
 
@@ -93,6 +93,19 @@ struct Link {
     /// Items for which room was made before they came.
     reserved: u64,
     acks: PendingAcks,
+}
+
+impl Link {
+    /// Whether a record that is not the next one is ahead of it, so that those between them are missing. Else it has come before.
+    #[cold]
+    fn is_ahead(&mut self, ordinal: u64, stats: &mut DestinationStats) -> bool {
+        if ordinal < self.next_ordinal {
+            return false;
+        }
+        stats.missing = stats.missing.saturating_add(ordinal - self.next_ordinal);
+        self.last_gap = Some(ordinal - 1);
+        true
+    }
 }
 
 impl DestinationCore {
@@ -186,46 +199,25 @@ impl DestinationCore {
         mut handler: impl FnMut(Event<'_>) -> Applied,
     ) -> Result<(), WireError> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let frame = Frame::decode(bytes, link.next_ordinal)?;
+        let Frame { change, ordinal, table, payload } = Frame::decode(bytes, link.next_ordinal)?;
         self.stats.received += 1;
-        if frame.ordinal < link.next_ordinal {
+        if ordinal != link.next_ordinal && !link.is_ahead(ordinal, &mut self.stats) {
             return Ok(());
         }
-        if frame.ordinal > link.next_ordinal {
-            let missing = frame.ordinal - link.next_ordinal;
-            self.stats.missing = self.stats.missing.saturating_add(missing);
-            link.last_gap = Some(frame.ordinal - 1);
-        }
-        link.next_ordinal = frame.ordinal + 1;
-        let applied = match frame.payload {
-            Payload::Table { name, items } => self.handle_table(frame.table, name, items),
-            payload => {
-                // A table without a name: its announcement is missing. It comes again, and so does this, which counts
-                // as missing until then.
-                let Some(&Some(table)) = link.tables.get(usize::from(frame.table)) else {
-                    link.last_gap = Some(frame.ordinal);
-                    return Ok(());
-                };
-                let Frame { change, ordinal, .. } = frame;
-                match payload {
-                    Payload::Set { opcode, value, created } => {
-                        let received = Received { table, opcode, change, ordinal };
-                        self.handle_set(received, value, created, &mut handler)
-                    }
-                    Payload::Remove { opcode } => {
-                        self.handle_remove(Received { table, opcode, change, ordinal }, &mut handler)
-                    }
-                    Payload::Named { opcode } => self.handle_named(table, opcode),
-                    Payload::End { oldest_unacked } => {
-                        let complete = link.last_gap.is_none_or(|gap| gap < oldest_unacked);
-                        complete && self.handle_end(table, change.seq(), &mut handler)
-                    }
-                    Payload::Table { .. } => unreachable!("handled above"),
-                }
+        link.next_ordinal = ordinal + 1;
+        let local = link.tables.get(usize::from(table)).copied().flatten();
+        let applied = match (payload, local) {
+            (Payload::Set { opcode, value, created }, Some(table)) => {
+                let received = Received { table, opcode, change, ordinal };
+                self.handle_set(received, value, created, &mut handler)
+            }
+            (payload, local) => {
+                let frame = Frame { change, ordinal, table, payload };
+                self.handle_other(frame, local, &mut handler)
             }
         };
         if applied && let Some(link) = &mut self.link {
-            link.acks.add(frame.ordinal, frame.change.seq());
+            link.acks.add(ordinal, change.seq());
         }
         Ok(())
     }
@@ -387,6 +379,39 @@ impl DestinationCore {
         announced.map(|&at| &*self.tables[at].name)
     }
 
+    /// A record that does not set an item, or not one of a table that is known.
+    #[inline(never)]
+    fn handle_other(
+        &mut self,
+        frame: Frame<'_>,
+        local: Option<usize>,
+        handler: &mut impl FnMut(Event<'_>) -> Applied,
+    ) -> Applied {
+        let Frame { change, ordinal, table: number, payload } = frame;
+        let (table, link) = match (payload, local, &self.link) {
+            (Payload::Table { name, items }, _, _) => return self.handle_table(number, name, items),
+            (_, Some(table), Some(link)) => (table, link),
+            _ => {
+                // Its table's announcement is missing. That comes again, and so does this, which counts as missing until then.
+                if let Some(link) = &mut self.link {
+                    link.last_gap = Some(ordinal);
+                }
+                return false;
+            }
+        };
+        match payload {
+            Payload::Remove { opcode } => {
+                self.handle_remove(Received { table, opcode, change, ordinal }, handler)
+            }
+            Payload::Named { opcode } => self.handle_named(table, opcode),
+            Payload::End { oldest_unacked } => {
+                let complete = link.last_gap.is_none_or(|gap| gap < oldest_unacked);
+                complete && self.handle_end(table, change.seq(), handler)
+            }
+            Payload::Set { .. } | Payload::Table { .. } => unreachable!("handled before"),
+        }
+    }
+
     fn handle_table(&mut self, number: u16, name: &str, items: u64) -> Applied {
         let Some(link) = &mut self.link else { return false };
         let at = self.tables.iter().position(|table| &*table.name == name).unwrap_or_else(|| {
@@ -420,10 +445,9 @@ impl DestinationCore {
         let Received { table: at, change, .. } = received;
         let LocalTable { name, records, owed, told_gone, .. } = &mut self.tables[at];
         let opcode = Opcode::from_checked(received.opcode);
+        let mut known = records.find_to_change(&opcode);
         let mut replaced = false;
-        let place = records.find_and_move(&opcode);
-        if let Some(place) = place {
-            let record = records.at_mut(place);
+        if let Some(Known { record, .. }) = &mut known {
             record.confirmed_on = self.attach;
             if record.applied_on >= self.epoch_began {
                 if record.change >= change {
@@ -447,15 +471,16 @@ impl DestinationCore {
         self.stats.owed -= u64::from(superseded.is_some());
         if deferred.get() {
             self.stats.owed += 1;
-            let before = place.map(|place| records.at_mut(place).before(was_told));
+            let before = known.as_ref().map(|known| known.record.before(was_told));
             owed.insert(opcode.clone(), received.owed(before, false, self.attach));
         }
-        match place {
-            Some(place) => {
-                let record = records.at_mut(place);
+        match known {
+            Some(Known { record, value: kept }) => {
                 record.change = change;
                 record.applied_on = self.attach;
-                records.set_value(place, value);
+                if let Some(kept) = kept {
+                    set_value(kept, value);
+                }
             }
             None => {
                 let record = Record { change, applied_on: self.attach, confirmed_on: self.attach };

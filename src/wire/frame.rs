@@ -106,21 +106,15 @@ impl<'a> Frame<'a> {
         let value = &bytes[opcode_end..];
         let payload = match bytes[22] {
             SET => Payload::Set { opcode, value, created: ChangeNumber::from_wire(extra) },
-            REMOVE => Payload::Remove { opcode },
-            NAMED => Payload::Named { opcode },
-            TABLE => Payload::Table { name: table_name(value)?, items: extra },
-            END => Payload::End { oldest_unacked: extra },
-            kind => {
-                return Err(WireError::Field {
-                    what: "change record",
-                    field: "kind",
-                    found: kind.into(),
-                    expected: format!("{SET} to {NAMED}"),
-                });
-            }
+            kind => Payload::decode_rare(kind, opcode, value, extra)?,
         };
-        let ahead = u32_at(bytes, 16).wrapping_sub(expected as u32) as i32;
-        let ordinal = expected.saturating_add_signed(ahead.into());
+        let low = u32_at(bytes, 16);
+        let ordinal = if low == expected as u32 {
+            expected
+        } else {
+            let ahead = low.wrapping_sub(expected as u32) as i32;
+            expected.saturating_add_signed(ahead.into())
+        };
         // So that there is always a next one.
         if ordinal == u64::MAX {
             return Err(WireError::Field {
@@ -147,6 +141,32 @@ impl<'a> Frame<'a> {
             Payload::Table { name, .. } => (&[], name.as_bytes()),
             Payload::End { .. } => (&[], &[]),
         }
+    }
+}
+
+impl<'a> Payload<'a> {
+    /// Of another kind than nearly all records are.
+    #[cold]
+    fn decode_rare(
+        kind: u8,
+        opcode: &'a [u8],
+        value: &'a [u8],
+        extra: u64,
+    ) -> Result<Payload<'a>, WireError> {
+        Ok(match kind {
+            REMOVE => Payload::Remove { opcode },
+            NAMED => Payload::Named { opcode },
+            TABLE => Payload::Table { name: table_name(value)?, items: extra },
+            END => Payload::End { oldest_unacked: extra },
+            kind => {
+                return Err(WireError::Field {
+                    what: "change record",
+                    field: "kind",
+                    found: kind.into(),
+                    expected: format!("{SET} to {NAMED}"),
+                });
+            }
+        })
     }
 }
 

@@ -9,63 +9,77 @@ use crate::wire::Ack;
 #[derive(Debug, Clone, Default)]
 #[cfg_attr(test, derive(Hash))]
 pub(super) struct PendingAcks {
-    ranges: VecDeque<Ack>,
+    /// All but the last.
+    others: VecDeque<Ack>,
+    /// The last, to which nearly every record is added. There are no others without it.
+    last: Option<Ack>,
 }
 
 impl PendingAcks {
     /// Takes a record in. Usually the one behind the last.
     #[inline]
     pub(super) fn add(&mut self, ordinal: u64, seq: SyncSeq) {
-        match self.ranges.back_mut() {
-            Some(last) if last.last + 1 == ordinal => {
-                last.last = ordinal;
-                last.last_seq = seq;
+        match &mut self.last {
+            Some(range) if range.last + 1 == ordinal => {
+                range.last = ordinal;
+                range.last_seq = seq;
             }
-            _ => self.add_elsewhere(ordinal, seq),
+            Some(_) => self.add_elsewhere(ordinal, seq),
+            None => self.last = Some(Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq }),
         }
     }
 
+    #[inline(never)]
     fn add_elsewhere(&mut self, ordinal: u64, seq: SyncSeq) {
-        let at = self.ranges.partition_point(|range| range.last < ordinal);
-        if self.ranges.get(at).is_some_and(|next| next.first <= ordinal) {
-            return;
-        }
-        let joins_next = self.ranges.get(at).is_some_and(|next| ordinal + 1 == next.first);
-        let joins_before = at > 0 && self.ranges[at - 1].last + 1 == ordinal;
-        match (joins_before, joins_next) {
-            (true, true) => {
-                let next = self.ranges.remove(at).expect("there is one that begins behind");
-                let before = &mut self.ranges[at - 1];
-                before.last = next.last;
-                before.last_seq = next.last_seq;
-            }
-            (true, false) => {
-                let before = &mut self.ranges[at - 1];
-                before.last = ordinal;
-                before.last_seq = seq;
-            }
-            (false, true) => {
-                let next = &mut self.ranges[at];
-                next.first = ordinal;
-                next.first_seq = seq;
-            }
-            (false, false) => {
-                let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };
-                self.ranges.insert(at, ack);
-            }
-        }
+        self.others.extend(self.last);
+        add_to(&mut self.others, ordinal, seq);
+        self.last = self.others.pop_back();
     }
 
     pub(super) fn first(&self) -> Option<Ack> {
-        self.ranges.front().copied()
+        self.others.front().copied().or(self.last)
     }
 
     pub(super) fn pop(&mut self) {
-        self.ranges.pop_front();
+        if self.others.pop_front().is_none() {
+            self.last = None;
+        }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.ranges.len()
+        self.others.len() + usize::from(self.last.is_some())
+    }
+}
+
+/// Takes a record in wherever it belongs among these ranges.
+fn add_to(ranges: &mut VecDeque<Ack>, ordinal: u64, seq: SyncSeq) {
+    let at = ranges.partition_point(|range| range.last < ordinal);
+    if ranges.get(at).is_some_and(|next| next.first <= ordinal) {
+        return;
+    }
+    let joins_next = ranges.get(at).is_some_and(|next| ordinal + 1 == next.first);
+    let joins_before = at > 0 && ranges[at - 1].last + 1 == ordinal;
+    match (joins_before, joins_next) {
+        (true, true) => {
+            let next = ranges.remove(at).expect("there is one that begins behind");
+            let before = &mut ranges[at - 1];
+            before.last = next.last;
+            before.last_seq = next.last_seq;
+        }
+        (true, false) => {
+            let before = &mut ranges[at - 1];
+            before.last = ordinal;
+            before.last_seq = seq;
+        }
+        (false, true) => {
+            let next = &mut ranges[at];
+            next.first = ordinal;
+            next.first_seq = seq;
+        }
+        (false, false) => {
+            let ack = Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };
+            ranges.insert(at, ack);
+        }
     }
 }
 
@@ -88,7 +102,8 @@ mod tests {
             }
             let mut covered = Vec::new();
             let mut before: Option<u64> = None;
-            for ack in std::mem::take(&mut acks.ranges) {
+            while let Some(ack) = acks.first() {
+                acks.pop();
                 assert!(before.is_none_or(|before| before + 1 < ack.first), "two ranges that are one");
                 assert_eq!(u64::from(ack.first_seq.value()), ack.first + 100);
                 assert_eq!(u64::from(ack.last_seq.value()), ack.last + 100);

@@ -61,6 +61,14 @@ struct Valued {
 
 const _: () = assert!(size_of::<Valued>() == 2 * LINE_BYTES);
 
+/// A record that is here.
+#[derive(Debug)]
+pub(super) struct Known<'a> {
+    pub(super) record: &'a mut Record,
+    /// If values are kept.
+    pub(super) value: Option<&'a mut ValueBytes>,
+}
+
 /// So many records fill the nearer caches.
 pub(super) const FAR_RECORDS: usize = 4096;
 
@@ -143,11 +151,29 @@ impl Records {
         self.index.find(self.hasher.hash(opcode), is_it).map(|place| place as usize)
     }
 
-    /// As [`Records::find`], of a record that is about to be changed.
-    #[inline]
-    pub(super) fn find_and_move(&mut self, opcode: &Opcode) -> Option<usize> {
+    /// A record that is about to be changed.
+    #[inline(always)]
+    pub(super) fn find_to_change(&mut self, opcode: &Opcode) -> Option<Known<'_>> {
+        let hash = self.hasher.hash(opcode);
+        let mut place = self.index.find_and_move(hash, |_| true)? as usize;
+        // Once in some four billion it is another's.
+        if self.places.entry(place).opcode != *opcode {
+            place = self.find_behind_another(hash, opcode)?;
+        }
+        Some(match &mut self.places {
+            Places::Valued(places) => {
+                let Valued { entry, value } = &mut places[place];
+                Known { record: &mut entry.record, value: Some(value) }
+            }
+            Places::Bare(places) => Known { record: &mut places[place].record, value: None },
+        })
+    }
+
+    /// Of an opcode whose hash another's has, too.
+    #[cold]
+    fn find_behind_another(&self, hash: OpcodeHash, opcode: &Opcode) -> Option<usize> {
         let is_it = |place: u32| self.places.entry(place as usize).opcode == *opcode;
-        self.index.find_and_move(self.hasher.hash(opcode), is_it).map(|place| place as usize)
+        self.index.find(hash, is_it).map(|place| place as usize)
     }
 
     /// The hash of this opcode. `None` if there are so few records that they are near in any case.
@@ -193,19 +219,6 @@ impl Records {
         }
     }
 
-    /// Replaces the value at a place, if values are kept.
-    #[inline(always)]
-    pub(super) fn set_value(&mut self, place: usize, value: &[u8]) {
-        let Places::Valued(places) = &mut self.places else { return };
-        let kept = &mut places[place].value;
-        let bytes = &mut kept[..];
-        if bytes.len() == value.len() {
-            bytes.copy_from_slice(value);
-        } else {
-            replace(kept, value);
-        }
-    }
-
     #[inline]
     pub(super) fn get(&self, opcode: &Opcode) -> Option<&Record> {
         self.find(opcode).map(|place| &self.places.entry(place).record)
@@ -229,7 +242,9 @@ impl Records {
             }),
             Places::Bare(places) => huge_pages::push(places, || Entry { opcode, record }),
         }
-        self.set_value(place, value);
+        if let Places::Valued(places) = &mut self.places {
+            set_value(&mut places[place].value, value);
+        }
     }
 
     pub(super) fn remove(&mut self, opcode: &Opcode) -> Option<Record> {
@@ -279,6 +294,17 @@ impl Places {
             Places::Valued(places) => &places[place].entry,
             Places::Bare(places) => &places[place],
         }
+    }
+}
+
+/// Replaces a value.
+#[inline(always)]
+pub(super) fn set_value(kept: &mut ValueBytes, value: &[u8]) {
+    let bytes = &mut kept[..];
+    if bytes.len() == value.len() {
+        bytes.copy_from_slice(value);
+    } else {
+        replace(kept, value);
     }
 }
 
@@ -406,7 +432,10 @@ mod tests {
                 let record = Record { change: ChangeNumber::NONE, applied_on: 1, confirmed_on: 1 };
                 records.insert(key.to_opcode().unwrap(), record, &value(len, key as u8));
             }
-            records.set_value(0, &value(after, 9));
+            set_value(
+                records.find_to_change(&1u32.to_opcode().unwrap()).unwrap().value.unwrap(),
+                &value(after, 9),
+            );
             let found: Vec<_> = (0..3).map(|place| records.item(place).1.to_vec()).collect();
             assert_eq!(
                 found,

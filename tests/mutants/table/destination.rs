@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
                 }",
             ),
             (
-                "record.change = change; record.applied_on = self.attach; «» records.set_value(place, value);",
+                "record.change = change; record.applied_on = self.attach; «» if let Some(kept) = kept {",
                 "record.confirmed_on = self.attach;",
             ),
         ],
@@ -103,7 +103,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "a record of a table without a name is not missed",
         file: "proto/destination.rs",
-        edits: &[("«link.last_gap = Some(frame.ordinal);»", "")],
+        edits: &[("«link.last_gap = Some(ordinal);»", "")],
     },
     Mutant {
         fault: "an end marker counts although the application let not go of an item",
@@ -118,7 +118,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "what comes after later records is taken",
         file: "proto/destination.rs",
-        edits: &[("«if frame.ordinal < link.next_ordinal { return Ok(()); }»", "")],
+        edits: &[("if ordinal < self.next_ordinal { return «false»; }", "true")],
     },
     Mutant {
         fault: "order hangs on the 32-bit sequence number",
@@ -178,7 +178,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         fault: "a change whose ack is deferred is handed over again",
         file: "proto/destination.rs",
         edits: &[(
-            "let record = records.at_mut(place); «record.change = change;» record.applied_on = self.attach;",
+            "Some(Known { record, value: kept }) => { «record.change = change;» record.applied_on = self.attach;",
             "if !deferred.get() { record.change = change; }",
         )],
     },
@@ -198,6 +198,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "range ack over an unsent change: a range grows over what was not applied",
         file: "proto/destination/acks.rs",
-        edits: &[("Some(last) if «last.last + 1 == ordinal» =>", "last.last < ordinal")],
+        edits: &[("Some(range) if «range.last + 1 == ordinal» =>", "range.last < ordinal")],
     },
 ];
