@@ -68,7 +68,7 @@ const BYTES_PER_BATCH: usize = 16 * 1024;
 const LOOKS_OF_A_STREAM: u32 = 4;
 /// A pause has one spin for each record that has come without a break, which is a quarter or less of the time that a source takes to
 /// publish it; so many at least, and at most: half a microsecond to some 10 where one takes 18 to 23 ns.
-const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=500;
+const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=750;
 
 /// Acks and room go back to the source at least this often.
 const RECORDS_PER_ACK: usize = 64;
