@@ -421,6 +421,24 @@ mod hash {
 mod tests {
     use super::*;
     use crate::opcode::ToOpcode;
+    use crate::proto::index::colliding;
+
+    #[test]
+    fn records_whose_opcodes_share_a_hash_are_told_apart() {
+        let mut records = Records::new(true);
+        let numbers = colliding(&records.hasher);
+        for number in numbers {
+            let record = Record { change: ChangeNumber::NONE, applied_on: 1, confirmed_on: 1 };
+            records.insert(number.to_opcode().unwrap(), record, &number.to_ne_bytes());
+        }
+        for number in numbers {
+            let known = records.find_to_change(&number.to_opcode().unwrap()).unwrap();
+            assert_eq!(known.value.unwrap()[..], number.to_ne_bytes());
+        }
+        let [gone, stays] = numbers.map(|number| number.to_opcode().unwrap());
+        records.remove(&gone);
+        assert!(records.find_to_change(&gone).is_none() && records.find_to_change(&stays).is_some());
+    }
 
     #[test]
     fn values_of_all_lengths_take_each_others_place() {
