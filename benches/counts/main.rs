@@ -39,8 +39,18 @@ const WARM_UP: u64 = OPCODES.div_ceil(BATCH) + 100;
 /// Of an opcode that an item cannot hold, together with a number.
 const LONG_NAME: &str = "instances/blue/routes/ipv4/unicast";
 
-const PATHS: [&str; 9] =
-    ["set/0", "set/1", "set/4", "set_long/1", "set_with/1", "set_many/1", "update", "update_long", "replay"];
+const PATHS: [&str; 10] = [
+    "set/0",
+    "set/1",
+    "set/4",
+    "set_long/1",
+    "set_with/1",
+    "set_many/1",
+    "update",
+    "update_long",
+    "replay",
+    "round_trip",
+];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -142,7 +152,7 @@ struct Mirror {
     table: Table,
     replicas: Vec<Replica>,
     changes: u64,
-    _source: Source,
+    source: Source,
     dir: tempfile::TempDir,
 }
 
@@ -155,7 +165,7 @@ impl Mirror {
         let source = options.create("counts").expect("a source");
         let table = source.table("t").expect("a table");
         table.ready();
-        let mut mirror = Mirror { table, replicas: Vec::new(), changes: 0, _source: source, dir };
+        let mut mirror = Mirror { table, replicas: Vec::new(), changes: 0, source, dir };
         mirror.replicas = (0..destinations).map(|_| mirror.replica(Wait::Spin)).collect();
         mirror
     }
@@ -209,6 +219,16 @@ impl Mirror {
         }
     }
 
+    /// One change at a time: set, received, applied, acknowledged, and the ack taken in.
+    fn round_trip(&mut self) {
+        for _ in 0..BATCH {
+            let (opcode, value) = self.next();
+            self.table.set(opcode, value).expect("a good value");
+            while self.replicas[0].update().expect("a good link") == 0 {}
+            self.source.flush(Duration::from_secs(60)).expect("a flush");
+        }
+    }
+
     fn set_many(&mut self) {
         let batch: Vec<(u64, [u8; 64])> = (0..BATCH).map(|_| self.next()).collect();
         counted(|| self.table.set_many(batch.iter().map(|(opcode, value)| (opcode, value))))
@@ -232,6 +252,12 @@ fn run(path: &str) {
             for _ in 0..TIMES {
                 mirror.set_many();
                 mirror.update();
+            }
+        }
+        "round_trip" => {
+            let mut mirror = Mirror::new(1);
+            for time in 0..WARM_UP + TIMES {
+                if time < WARM_UP { mirror.round_trip() } else { counted(|| mirror.round_trip()) }
             }
         }
         "update" => run_updating(Mirror::set),

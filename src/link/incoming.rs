@@ -138,6 +138,10 @@ impl<P: Platform> IncomingLink<P> {
                 }
             }
             self.batch = batch;
+            if consumed == 1 && self.stream.looks == 0 {
+                // It came alone: its ack goes before anything else is looked for.
+                break;
+            }
         }
         if consumed > 0 {
             self.send_acks(core)?;

@@ -135,8 +135,8 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return false;
         }
-        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
-        if let Err(error) = drained.and_then(|()| self.publish()) {
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(false) };
+        if let Err(error) = drained.and_then(|_| self.publish()) {
             self.failed = Some(error);
         }
         self.failed.is_none()
@@ -148,8 +148,8 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return Pumped::All;
         }
-        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
-        let pumped = drained.and_then(|()| self.try_pump(core, policy, budget));
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(false) };
+        let pumped = drained.and_then(|_| self.try_pump(core, policy, budget));
         pumped.unwrap_or_else(|error| {
             self.failed = Some(error);
             Pumped::All
@@ -366,9 +366,15 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(true)
     }
 
-    fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
+    /// Takes in the acks that one look at the ring sees. Answers whether there were any.
+    fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<bool, LinkError> {
         self.sent_since_drain = 0;
-        while let Some(record) = self.acks.try_read(&mut self.scratch)? {
+        if self.acks.is_empty()? {
+            return Ok(false);
+        }
+        while self.acks.has_seen_more()
+            && let Some(record) = self.acks.try_read(&mut self.scratch)?
+        {
             core.handle_ack(self.session, Ack::decode(record)?)?;
         }
         if self.acks.is_release_due() {
@@ -378,13 +384,15 @@ impl<P: Platform> OutgoingLink<P> {
             // The change ring may be drained, and its head has just come over with the acks.
             self.changes.look()?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn try_await_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
         self.release_acks()?;
         self.acks.start_waiting();
-        self.try_drain_acks(core)
+        // The last look is behind that, and finds nothing.
+        while self.try_drain_acks(core)? {}
+        Ok(())
     }
 
     /// Gives the room of the acks that were taken in back by itself, and not with a message.

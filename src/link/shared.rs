@@ -254,8 +254,12 @@ impl<P: Platform> Shared<P> {
 
     fn on_links(&self, state: &mut State<P>, act: impl Fn(&mut OutgoingLink<P>, &mut SourceCore)) {
         let State { core, links, .. } = state;
-        links.iter_mut().flatten().for_each(|link| act(link, core));
-        if links.iter().flatten().any(|link| link.failed.is_some()) {
+        let mut failed = false;
+        for link in links.iter_mut().flatten() {
+            act(link, core);
+            failed |= link.failed.is_some();
+        }
+        if failed {
             self.wake.wake();
         }
     }

@@ -316,22 +316,38 @@ impl SyncCache {
             return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
         }
         let before = self.unacked;
+        match self.in_flight.front() {
+            // Mostly of a change that was made alone.
+            Some(&oldest) if first == last && oldest.ordinal == first => {
+                check_ends(&ack, std::iter::once(&oldest))?;
+                self.in_flight.pop_front();
+                self.acknowledge(&oldest, &mut deleted);
+            }
+            _ => self.acknowledge_range(ack, &mut deleted)?,
+        }
+        self.drop_superseded();
+        Ok(before - self.unacked)
+    }
+
+    fn acknowledge_range(
+        &mut self,
+        ack: Ack,
+        deleted: &mut impl FnMut(Deleted),
+    ) -> Result<(), ProtocolError> {
         // Nothing else looks at the list meanwhile.
         let mut in_flight = std::mem::take(&mut self.in_flight);
-        let covered = index_of(&in_flight, first)..index_of(&in_flight, last + 1);
+        let covered = index_of(&in_flight, ack.first)..index_of(&in_flight, ack.last + 1);
         let records = in_flight.range(covered.clone());
         let outcome = check_ends(&ack, records.clone());
         if outcome.is_ok() {
-            records.for_each(|record| self.acknowledge(record, &mut deleted));
+            records.for_each(|record| self.acknowledge(record, deleted));
             if covered.start == 0 {
                 // What was sent first is mostly acknowledged first.
                 in_flight.drain(covered);
             }
         }
         self.in_flight = in_flight;
-        outcome?;
-        self.drop_superseded();
-        Ok(before - self.unacked)
+        outcome
     }
 
     #[inline(always)]
@@ -661,6 +677,7 @@ fn index_of(in_flight: &VecDeque<InFlight>, ordinal: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seq::SyncSeq;
 
     /// A cache whose items wait with a change each.
     fn cache_of(items: u32) -> (SyncCache, Vec<EntryId>) {
@@ -698,6 +715,22 @@ mod tests {
             assert_eq!(deleted, [id], "the newest copy's ack counts");
         }
         assert_eq!((cache.unacked(), cache.in_flight.len(), cache.failing()), (0, 0, 0));
+    }
+
+    #[test]
+    fn ack_that_speaks_of_another_change_is_refused_and_changes_nothing() {
+        let (mut cache, entries) = cache_of(3);
+        let acks: Vec<Ack> = entries.iter().map(|&id| send(&mut cache, id)).collect();
+        let all = Ack { last: acks[2].last, last_seq: acks[2].last_seq, ..acks[0] };
+        let other = SyncSeq::from(77);
+        for good in [acks[0], acks[1], all] {
+            for bad in [Ack { first_seq: other, ..good }, Ack { last_seq: other, ..good }] {
+                let refused = cache.handle_ack(bad, |gone| panic!("{gone:?} is deleted"));
+                assert!(matches!(refused, Err(ProtocolError::AckOfOther { found, .. }) if found == other));
+                assert_eq!((cache.unacked(), cache.in_flight.len()), (3, 3));
+            }
+        }
+        assert_eq!(cache.handle_ack(all, |_| ()), Ok(3));
     }
 
     #[test]

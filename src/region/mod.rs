@@ -434,6 +434,11 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 unsafe { copy_pieces::<1>(from, to, at) };
                 at += 16;
             }
+            if len & 8 != 0 {
+                // SAFETY: within what the caller promises.
+                unsafe { copy_one::<[u8; 8]>(from, to, at) };
+                at += 8;
+            }
             if at < len {
                 // SAFETY: within what the caller promises.
                 unsafe { copy_one::<[u8; 16]>(from, to, len - 16) };
