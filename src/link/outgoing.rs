@@ -135,8 +135,8 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return false;
         }
-        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(false) };
-        if let Err(error) = drained.and_then(|_| self.publish()) {
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
+        if let Err(error) = drained.and_then(|()| self.publish()) {
             self.failed = Some(error);
         }
         self.failed.is_none()
@@ -148,8 +148,8 @@ impl<P: Platform> OutgoingLink<P> {
         if self.failed.is_some() {
             return Pumped::All;
         }
-        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(false) };
-        let pumped = drained.and_then(|_| self.try_pump(core, policy, budget));
+        let drained = if self.is_drain_due() { self.try_drain_acks(core) } else { Ok(()) };
+        let pumped = drained.and_then(|()| self.try_pump(core, policy, budget));
         pumped.unwrap_or_else(|error| {
             self.failed = Some(error);
             Pumped::All
@@ -366,11 +366,11 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(true)
     }
 
-    /// Takes in the acks that one look at the ring sees. Answers whether there were any.
-    fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<bool, LinkError> {
+    /// Takes in the acks that one look at the ring sees, which are all that were sent before the call.
+    fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
         self.sent_since_drain = 0;
         if self.acks.is_empty()? {
-            return Ok(false);
+            return Ok(());
         }
         while self.acks.has_seen_more()
             && let Some(record) = self.acks.try_read(&mut self.scratch)?
@@ -384,15 +384,13 @@ impl<P: Platform> OutgoingLink<P> {
             // The change ring may be drained, and its head has just come over with the acks.
             self.changes.look()?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn try_await_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
         self.release_acks()?;
         self.acks.start_waiting();
-        // The last look is behind that, and finds nothing.
-        while self.try_drain_acks(core)? {}
-        Ok(())
+        self.try_drain_acks(core)
     }
 
     /// Gives the room of the acks that were taken in back by itself, and not with a message.
