@@ -18,7 +18,7 @@ use std::process::{Command, exit};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shmirror::{Replica, ResendPolicy, Source, Table, Wait};
+use shmirror::{Flushed, Replica, ResendPolicy, Source, Table, Wait};
 
 /// Instructions per change, by path.
 #[derive(Debug, Serialize, Deserialize)]
@@ -223,9 +223,14 @@ impl Mirror {
     fn round_trip(&mut self) {
         for _ in 0..BATCH {
             let (opcode, value) = self.next();
-            self.table.set(opcode, value).expect("a good value");
-            while self.replicas[0].update().expect("a good link") == 0 {}
-            self.source.flush(Duration::from_secs(60)).expect("a flush");
+            // It comes alone.
+            assert_eq!(self.replicas[0].update().expect("a good link"), 0);
+            counted(|| {
+                self.table.set(opcode, value).expect("a good value");
+                assert_eq!(self.replicas[0].update().expect("a good link"), 1);
+                let flushed = self.source.flush(Duration::from_secs(60)).expect("a flush");
+                assert_eq!(flushed, Flushed::Acked(1));
+            });
         }
     }
 
@@ -256,8 +261,12 @@ fn run(path: &str) {
         }
         "round_trip" => {
             let mut mirror = Mirror::new(1);
-            for time in 0..WARM_UP + TIMES {
-                if time < WARM_UP { mirror.round_trip() } else { counted(|| mirror.round_trip()) }
+            for _ in 0..WARM_UP {
+                mirror.set();
+                mirror.update();
+            }
+            for _ in 0..TIMES {
+                mirror.round_trip();
             }
         }
         "update" => run_updating(Mirror::set),

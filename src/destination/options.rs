@@ -29,7 +29,7 @@ pub struct DestinationOptions {
 /// This is about what comes over a link that stands. Without one a destination sleeps until a source appears, and
 /// [`Destination::try_recv`] never waits.
 ///
-/// While changes come without a break, a call that waits looks away for up to some 10 us first: the source publishes them sooner if nobody
+/// While changes come without a break, a call that waits looks away for up to some 15 us first: the source publishes them sooner if nobody
 /// takes from it what it is about to write. A change that comes alone is not waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -67,7 +67,7 @@ const BYTES_PER_BATCH: usize = 16 * 1024;
 /// When each of so many looks has found something, it is a stream: see [`IncomingLink::look_away`].
 const LOOKS_OF_A_STREAM: u32 = 4;
 /// A pause has one spin for each record that has come without a break, which is a quarter or less of the time that a source takes to
-/// publish it; so many at least, and at most: half a microsecond to some 10 where one takes 18 to 23 ns.
+/// publish it; so many at least, and at most: half a microsecond to some 15 where one takes 18 to 23 ns.
 const SPINS_OF_A_PAUSE: RangeInclusive<u32> = 32..=750;
 
 /// Acks and room go back to the source at least this often.
@@ -138,8 +138,9 @@ impl<P: Platform> IncomingLink<P> {
                 }
             }
             self.batch = batch;
-            if consumed == 1 && self.stream.looks == 0 {
-                // It came alone: its ack goes before anything else is looked for.
+            let came_alone = consumed == 1 && self.stream.looks == 0 && !self.changes.has_seen_more();
+            if came_alone && core.acks_due() > 0 {
+                // Its source may wait for the ack: that goes before another look.
                 break;
             }
         }
@@ -273,6 +274,7 @@ impl<P: Platform> IncomingLink<P> {
             self.changes.stop_waiting();
             return Ok(false);
         }
+        self.stream.handle_look(0);
         Ok(true)
     }
 

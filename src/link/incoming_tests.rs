@@ -167,6 +167,40 @@ fn changes_that_come_one_by_one_lie_in_the_same_lines_and_so_do_their_acks() {
 }
 
 #[test]
+fn change_that_comes_alone_is_acknowledged_before_another_look_and_what_was_seen_is_taken_in() {
+    let (_dir, source, mut link) = attached();
+    let mut core = core_of_attached();
+    let table = source.table("t").unwrap();
+    table.set(0u8, b"").unwrap();
+    until("the replay", || link.receive(&mut core, usize::MAX, &mut |_| true).unwrap() > 0);
+    until("its end", || {
+        link.receive(&mut core, usize::MAX, &mut |_| true).unwrap() == 0 && core.stats().items == 1
+    });
+
+    table.set(1u8, b"").unwrap();
+    let mut set_another = |_: Event<'_>| table.set(2u8, b"").is_ok();
+    assert_eq!(
+        link.receive(&mut core, usize::MAX, &mut set_another).unwrap(),
+        1,
+        "another has come meanwhile"
+    );
+    assert_eq!(core.acks_due(), 0);
+    assert_eq!(link.receive(&mut core, usize::MAX, &mut |_| true).unwrap(), 1);
+    assert_eq!(link.receive(&mut core, usize::MAX, &mut |_| true).unwrap(), 0);
+
+    // Each by itself is as much as is copied at a time.
+    let large = vec![0; BYTES_PER_BATCH];
+    table.set_many((3..6u8).map(|opcode| (opcode, &large))).unwrap();
+    assert_eq!(link.receive(&mut core, usize::MAX, &mut |_| true).unwrap(), 3, "all were there");
+    assert_eq!(link.receive(&mut core, usize::MAX, &mut |_| true).unwrap(), 0);
+
+    // No ack is due of what is not applied.
+    table.set(6u8, b"").unwrap();
+    let mut refuse_and_set_another = |_: Event<'_>| table.set(7u8, b"").is_err();
+    assert_eq!(link.receive(&mut core, 2, &mut refuse_and_set_another).unwrap(), 2);
+}
+
+#[test]
 fn room_of_what_was_consumed_goes_back_with_acks_and_without() {
     let (_dir, source, mut link) = attached();
     let mut core = core_of_attached();

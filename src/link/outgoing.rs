@@ -366,8 +366,10 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(true)
     }
 
-    /// Takes in the acks that one look at the ring sees, which are all that were sent before the call.
+    /// Takes in the acks that one look at the ring sees, which are all that were sent before the call: what the look before saw was
+    /// taken in.
     fn try_drain_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {
+        debug_assert!(!self.acks.has_seen_more(), "acks were seen and not taken in");
         self.sent_since_drain = 0;
         if self.acks.is_empty()? {
             return Ok(());

@@ -96,9 +96,10 @@ struct Link {
 }
 
 impl Link {
-    /// Whether a record that is not the next one is ahead of it, so that those between them are missing. Else it has come before.
+    /// A record comes that is not the next one. Answers whether it is ahead of that, and those between them are missing. Else it
+    /// has come before.
     #[cold]
-    fn is_ahead(&mut self, ordinal: u64, stats: &mut DestinationStats) -> bool {
+    fn handle_out_of_turn(&mut self, ordinal: u64, stats: &mut DestinationStats) -> bool {
         if ordinal < self.next_ordinal {
             return false;
         }
@@ -201,7 +202,7 @@ impl DestinationCore {
         let Some(link) = &mut self.link else { return Ok(()) };
         let Frame { change, ordinal, table, payload } = Frame::decode(bytes, link.next_ordinal)?;
         self.stats.received += 1;
-        if ordinal != link.next_ordinal && !link.is_ahead(ordinal, &mut self.stats) {
+        if ordinal != link.next_ordinal && !link.handle_out_of_turn(ordinal, &mut self.stats) {
             return Ok(());
         }
         link.next_ordinal = ordinal + 1;

@@ -414,7 +414,8 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         return unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
-    // What a piece of one size leaves over is copied with the last such piece of all, even if that repeats a few bytes.
+    // What pieces of these sizes leave over is copied with the last such piece of all, even if that repeats a few bytes. Whole words, as
+    // most are, leave nothing: who reads a byte that two stores wrote waits for both.
     match len {
         16.. => {
             let mut at = 0;

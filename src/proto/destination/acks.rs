@@ -97,21 +97,37 @@ mod tests {
             rng.shuffle(&mut shuffled);
             // some of them twice
             let again: Vec<u64> = shuffled.iter().copied().take(2).collect();
+            let mut covered = Vec::new();
             for ordinal in shuffled.into_iter().chain(again) {
                 acks.add(ordinal, SyncSeq::from(ordinal as u32 + 100));
+                if rng.u32(..8) == 0 {
+                    // some are sent meanwhile
+                    covered.extend(sent(&mut acks).map(|ack| ack.first..=ack.last));
+                }
             }
-            let mut covered = Vec::new();
             let mut before: Option<u64> = None;
-            while let Some(ack) = acks.first() {
-                acks.pop();
+            for left in (0..acks.len()).rev() {
+                let ack = sent(&mut acks).expect("there are as many");
+                assert_eq!(acks.len(), left);
                 assert!(before.is_none_or(|before| before + 1 < ack.first), "two ranges that are one");
                 assert_eq!(u64::from(ack.first_seq.value()), ack.first + 100);
                 assert_eq!(u64::from(ack.last_seq.value()), ack.last + 100);
-                covered.extend(ack.first..=ack.last);
+                covered.push(ack.first..=ack.last);
                 before = Some(ack.last);
             }
+            assert_eq!(acks.first(), None);
+            let mut covered: Vec<u64> = covered.into_iter().flatten().collect();
+            // one that is named again after it was sent is sent again
+            covered.sort_unstable();
+            covered.dedup();
             all.sort_unstable();
             assert_eq!(covered, all);
         }
+    }
+
+    fn sent(acks: &mut PendingAcks) -> Option<Ack> {
+        let ack = acks.first();
+        acks.pop();
+        ack
     }
 }
