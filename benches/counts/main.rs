@@ -238,6 +238,7 @@ impl Mirror {
         let batch: Vec<(u64, [u8; 64])> = (0..BATCH).map(|_| self.next()).collect();
         counted(|| self.table.set_many(batch.iter().map(|(opcode, value)| (opcode, value))))
             .expect("good values");
+        self.update();
     }
 }
 
@@ -248,27 +249,8 @@ fn run(path: &str) {
         }
         "set_long/1" => run_setting(1, Mirror::set_long),
         "set_with/1" => run_setting(1, Mirror::set_with),
-        "set_many/1" => {
-            let mut mirror = Mirror::new(1);
-            for _ in 0..WARM_UP {
-                mirror.set();
-                mirror.update();
-            }
-            for _ in 0..TIMES {
-                mirror.set_many();
-                mirror.update();
-            }
-        }
-        "round_trip" => {
-            let mut mirror = Mirror::new(1);
-            for _ in 0..WARM_UP {
-                mirror.set();
-                mirror.update();
-            }
-            for _ in 0..TIMES {
-                mirror.round_trip();
-            }
-        }
+        "set_many/1" => run_counting(Mirror::set_many),
+        "round_trip" => run_counting(Mirror::round_trip),
         "update" => run_updating(Mirror::set),
         "update_long" => run_updating(Mirror::set_long),
         "replay" => {
@@ -282,6 +264,16 @@ fn run(path: &str) {
         }
         other => panic!("no path {other}, expected one of {PATHS:?}"),
     }
+}
+
+/// Runs what counts a part of itself.
+fn run_counting(changes: impl Fn(&mut Mirror)) {
+    let mut mirror = Mirror::new(1);
+    for _ in 0..WARM_UP {
+        mirror.set();
+        mirror.update();
+    }
+    (0..TIMES).for_each(|_| changes(&mut mirror));
 }
 
 /// Counts changes, with so many destinations.

@@ -254,12 +254,8 @@ impl<P: Platform> Shared<P> {
 
     fn on_links(&self, state: &mut State<P>, act: impl Fn(&mut OutgoingLink<P>, &mut SourceCore)) {
         let State { core, links, .. } = state;
-        let mut failed = false;
-        for link in links.iter_mut().flatten() {
-            act(link, core);
-            failed |= link.failed.is_some();
-        }
-        if failed {
+        links.iter_mut().flatten().for_each(|link| act(link, core));
+        if links.iter().flatten().any(|link| link.failed.is_some()) {
             self.wake.wake();
         }
     }

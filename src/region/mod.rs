@@ -414,8 +414,7 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         return unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
-    // What pieces of these sizes leave over is copied with the last such piece of all, even if that repeats a few bytes. Whole words, as
-    // most are, leave nothing: who reads a byte that two stores wrote waits for both.
+    // What a piece of one size leaves over is copied with the last such piece of all, even if that repeats a few bytes.
     match len {
         16.. => {
             let mut at = 0;
@@ -434,11 +433,6 @@ unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
                 // SAFETY: within what the caller promises.
                 unsafe { copy_pieces::<1>(from, to, at) };
                 at += 16;
-            }
-            if len & 8 != 0 {
-                // SAFETY: within what the caller promises.
-                unsafe { copy_one::<[u8; 8]>(from, to, at) };
-                at += 8;
             }
             if at < len {
                 // SAFETY: within what the caller promises.

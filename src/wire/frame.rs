@@ -108,13 +108,8 @@ impl<'a> Frame<'a> {
             SET => Payload::Set { opcode, value, created: ChangeNumber::from_wire(extra) },
             kind => Payload::decode_rare(kind, opcode, value, extra)?,
         };
-        let low = u32_at(bytes, 16);
-        let ordinal = if low == expected as u32 {
-            expected
-        } else {
-            let ahead = low.wrapping_sub(expected as u32) as i32;
-            expected.saturating_add_signed(ahead.into())
-        };
+        let ahead = u32_at(bytes, 16).wrapping_sub(expected as u32) as i32;
+        let ordinal = expected.saturating_add_signed(ahead.into());
         // So that there is always a next one.
         if ordinal == u64::MAX {
             return Err(WireError::Field {
