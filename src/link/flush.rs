@@ -3,9 +3,9 @@
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
-use super::platform::Platform;
+use super::platform::{Alarm, Platform};
 use super::shared::{Guard, Shared, State};
 use crate::source::{FlushError, Flushed};
 use crate::stats::DestinationId;
@@ -25,7 +25,8 @@ impl<P: Platform> Shared<P> {
         timeout: Duration,
     ) -> Result<Flushed, FlushError> {
         let mut state = self.lock();
-        let destinations = only.map_or_else(|| attached(&state), |only| smallvec![only]);
+        let mut destinations = Destinations::new();
+        add_flushed(&mut destinations, &state, only);
         if destinations.is_empty() {
             return Ok(Flushed::NoDestination);
         }
@@ -53,12 +54,19 @@ impl<P: Platform> Shared<P> {
     }
 
     /// Takes acks in; answers whether these destinations are all attached and have acknowledged everything.
+    #[inline]
     fn is_settled(&self, state: &mut State<P>, destinations: &[DestinationId]) -> bool {
-        self.drain_acks(state);
-        destinations.iter().all(|destination| {
-            let link = state.links.iter().flatten().find(|link| link.id == *destination);
-            link.is_some_and(|link| link.failed.is_none() && state.core.is_settled(link.session))
-        })
+        let State { core, links, .. } = state;
+        let mut settled = 0;
+        for link in links.iter_mut().flatten().filter(|link| destinations.contains(&link.id)) {
+            link.drain_acks(core);
+            if link.failed.is_some() {
+                self.wake.wake();
+                return false;
+            }
+            settled += usize::from(core.is_settled(link.session));
+        }
+        settled == destinations.len()
     }
 
     /// Waits asleep: the timer thread tells of acks.
@@ -89,7 +97,8 @@ impl<P: Platform> Shared<P> {
     /// [`Shared::cancel_flush`] in the end.
     pub(crate) fn begin_flush(&self, only: Option<DestinationId>) -> Result<Begun, FlushError> {
         let mut state = self.lock();
-        let destinations = only.map_or_else(|| attached(&state), |only| smallvec![only]);
+        let mut destinations = Destinations::new();
+        add_flushed(&mut destinations, &state, only);
         if destinations.is_empty() {
             return Ok(Begun::Ended(Flushed::NoDestination));
         }
@@ -183,8 +192,12 @@ fn start<P: Platform>(
     Ok(Begun::Waits(Ticket { slot, destinations: destinations.into() }))
 }
 
-fn attached<P: Platform>(state: &State<P>) -> Destinations {
-    state.links.iter().flatten().map(|link| link.id).collect()
+/// Adds those that a flush is for. To a list that stays where it is: one that is moved is read in wider pieces than it was just written in.
+fn add_flushed<P: Platform>(destinations: &mut Destinations, state: &State<P>, only: Option<DestinationId>) {
+    match only {
+        Some(only) => destinations.push(only),
+        None => state.links.iter().flatten().for_each(|link| destinations.push(link.id)),
+    }
 }
 
 /// How a flush ended, if it has.

@@ -185,6 +185,7 @@ impl<P: Platform> OutgoingLink<P> {
     }
 
     /// Takes in all acks that are there. If the link breaks, says so in `failed`.
+    #[inline]
     pub(crate) fn drain_acks(&mut self, core: &mut SourceCore) {
         if self.failed.is_none()
             && let Err(error) = self.try_drain_acks(core)
@@ -374,10 +375,15 @@ impl<P: Platform> OutgoingLink<P> {
         if self.acks.is_empty()? {
             return Ok(());
         }
-        while self.acks.has_seen_more()
-            && let Some(record) = self.acks.try_read(&mut self.scratch)?
-        {
-            core.handle_ack(self.session, Ack::decode(record)?)?;
+        while self.acks.has_seen_more() {
+            let ack = match self.acks.try_read_words()? {
+                Some(words) => Ack::of_words(words),
+                None => match self.try_read_ack()? {
+                    Some(ack) => ack,
+                    None => break,
+                },
+            };
+            core.handle_ack(self.session, ack)?;
         }
         if self.acks.is_release_due() {
             self.release_acks()?;
@@ -387,6 +393,13 @@ impl<P: Platform> OutgoingLink<P> {
             self.changes.look()?;
         }
         Ok(())
+    }
+
+    /// The next ack, behind the ring's end; or it is no ack.
+    #[cold]
+    fn try_read_ack(&mut self) -> Result<Option<Ack>, LinkError> {
+        let record = self.acks.try_read(&mut self.scratch)?;
+        Ok(record.map(Ack::decode).transpose()?)
     }
 
     fn try_await_acks(&mut self, core: &mut SourceCore) -> Result<(), LinkError> {

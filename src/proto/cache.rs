@@ -303,9 +303,28 @@ impl SyncCache {
         self.in_flight.range(self.in_flight.len() - count..)
     }
 
+    /// As [`SyncCache::handle_ack`], of the oldest record in flight and no other, as that of a change that was made alone mostly is, and if
+    /// nothing is left behind. `false` if it is another ack: then nothing has changed.
+    #[inline(always)]
+    pub(crate) fn handle_ack_of_oldest(&mut self, ack: &Ack) -> bool {
+        let Some(&oldest) = self.in_flight.front() else { return false };
+        let (ordinal, seq) = (oldest.ordinal, oldest.change.seq());
+        let is_of_oldest = *ack == Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq };
+        // No flush waits for a plain entry, whatever its records carry.
+        if !is_of_oldest || !self.acknowledge_plain(&oldest) {
+            return false;
+        }
+        self.in_flight.pop_front();
+        if self.in_flight.is_empty() {
+            self.compacted_len = 0;
+        } else {
+            self.drop_superseded();
+        }
+        true
+    }
+
     /// S6: deletes the entries whose newest change the ack covers. Reports those that leave something behind, and answers how many
     /// there were in all.
-    #[inline]
     pub(crate) fn handle_ack(
         &mut self,
         ack: Ack,
@@ -316,15 +335,7 @@ impl SyncCache {
             return Err(ProtocolError::AckOutOfRange { first, last, sent: self.next_ordinal });
         }
         let before = self.unacked;
-        match self.in_flight.front() {
-            // Mostly of a change that was made alone.
-            Some(&oldest) if first == last && oldest.ordinal == first => {
-                check_ends(&ack, std::iter::once(&oldest))?;
-                self.in_flight.pop_front();
-                self.acknowledge(&oldest, &mut deleted);
-            }
-            _ => self.acknowledge_range(ack, &mut deleted)?,
-        }
+        self.acknowledge_range(ack, &mut deleted)?;
         self.drop_superseded();
         Ok(before - self.unacked)
     }
@@ -355,19 +366,24 @@ impl SyncCache {
         if record.flushes != 0 {
             self.satisfy_flushes(*record);
         }
-        let table = &mut self.tables[usize::from(record.entry.table)];
-        // A plain entry of a kept table leaves nothing behind.
-        if let Some(entry) = table.items.get_mut(record.entry.index as usize)
-            && entry.is_plain()
-            && table.keeps_all
-        {
-            if entry.change == record.change && entry.is_unacked() {
-                entry.flags = CacheEntry::SENT;
-                self.unacked -= 1;
-            }
-        } else if self.is_newest(record) {
+        if !self.acknowledge_plain(record) && self.is_newest(record) {
             deleted(self.delete(record.entry));
         }
+    }
+
+    /// Acknowledges a record of a plain entry of a kept table, which leaves nothing behind; `false` if it is of another.
+    #[inline(always)]
+    fn acknowledge_plain(&mut self, record: &InFlight) -> bool {
+        let table = &mut self.tables[usize::from(record.entry.table)];
+        let Some(entry) = table.items.get_mut(record.entry.index as usize) else { return false };
+        if !entry.is_plain() || !table.keeps_all {
+            return false;
+        }
+        if entry.change == record.change && entry.is_unacked() {
+            entry.flags = CacheEntry::SENT;
+            self.unacked -= 1;
+        }
+        true
     }
 
     /// Sends an entry that is in flight again, with its newest value and the number that it has.
@@ -699,6 +715,15 @@ mod tests {
         Ack { first: ordinal, last: ordinal, first_seq: seq, last_seq: seq }
     }
 
+    /// Takes an ack in, as the source does.
+    fn handle(cache: &mut SyncCache, ack: Ack, deleted: impl FnMut(Deleted)) -> Result<usize, ProtocolError> {
+        let before = cache.unacked();
+        if cache.handle_ack_of_oldest(&ack) {
+            return Ok(before - cache.unacked());
+        }
+        cache.handle_ack(ack, deleted)
+    }
+
     #[test]
     fn a_change_that_is_sent_again_for_ever_keeps_the_in_flight_list_short() {
         let (mut cache, entries) = cache_of(10);
@@ -711,7 +736,7 @@ mod tests {
         for &id in &entries {
             let ack = send(&mut cache, id);
             let mut deleted = Vec::new();
-            cache.handle_ack(ack, |gone| deleted.push(gone.entry)).unwrap();
+            handle(&mut cache, ack, |gone| deleted.push(gone.entry)).unwrap();
             assert_eq!(deleted, [id], "the newest copy's ack counts");
         }
         assert_eq!((cache.unacked(), cache.in_flight.len(), cache.failing()), (0, 0, 0));
@@ -725,12 +750,41 @@ mod tests {
         let other = SyncSeq::from(77);
         for good in [acks[0], acks[1], all] {
             for bad in [Ack { first_seq: other, ..good }, Ack { last_seq: other, ..good }] {
-                let refused = cache.handle_ack(bad, |gone| panic!("{gone:?} is deleted"));
+                let refused = handle(&mut cache, bad, |gone| panic!("{gone:?} is deleted"));
                 assert!(matches!(refused, Err(ProtocolError::AckOfOther { found, .. }) if found == other));
                 assert_eq!((cache.unacked(), cache.in_flight.len()), (3, 3));
             }
         }
-        assert_eq!(cache.handle_ack(all, |_| ()), Ok(3));
+        assert_eq!(handle(&mut cache, all, |_| ()), Ok(3));
+    }
+
+    #[test]
+    fn ack_of_the_oldest_record_is_like_any_other() {
+        let (mut cache, entries) = cache_of(3);
+        let acks: Vec<Ack> = entries.iter().map(|&id| send(&mut cache, id)).collect();
+        assert!(!cache.handle_ack_of_oldest(&acks[1]), "it is not the oldest");
+        assert!(!cache.handle_ack_of_oldest(&Ack {
+            last: acks[1].last,
+            last_seq: acks[1].last_seq,
+            ..acks[0]
+        }));
+        assert_eq!((cache.unacked(), cache.in_flight.len()), (3, 3));
+        assert_eq!(handle(&mut cache, acks[1], |_| ()), Ok(1));
+        assert_eq!((cache.unacked(), cache.in_flight.len()), (2, 3), "the oldest holds its place");
+        assert!(cache.handle_ack_of_oldest(&acks[0]));
+        assert_eq!((cache.unacked(), cache.in_flight.len()), (1, 1), "both have left the list");
+        // One that was superseded meanwhile acknowledges nothing.
+        cache.record(entries[2], Holds::Data, ChangeNumber::from_wire(9));
+        let newest = send(&mut cache, entries[2]);
+        assert!(cache.handle_ack_of_oldest(&acks[2]));
+        assert_eq!((cache.unacked(), cache.in_flight.len()), (1, 1));
+        // One that a flush waits for goes the long way, which tells the flush.
+        cache.start_flush(0);
+        assert!(!cache.handle_ack_of_oldest(&newest));
+        assert_eq!(cache.flush_left(0), 1);
+        assert_eq!(handle(&mut cache, newest, |_| ()), Ok(1));
+        assert_eq!((cache.unacked(), cache.in_flight.len(), cache.flush_left(0)), (0, 0, 0));
+        assert!(!cache.handle_ack_of_oldest(&newest), "there is none");
     }
 
     #[test]
@@ -750,13 +804,13 @@ mod tests {
                 .collect();
             // The last one is acknowledged last: until then what stands before it has to stay.
             for (ack, left) in [(acks[1], 4), (acks[0], 4), (acks[2], 4), (acks[3], 0)] {
-                cache.handle_ack(ack, |_| ()).unwrap();
+                handle(&mut cache, ack, |_| ()).unwrap();
                 assert_eq!(cache.in_flight.len(), HELD + left);
             }
             assert_eq!(cache.unacked(), HELD);
         }
         for ack in acks_of_held {
-            cache.handle_ack(ack, |_| ()).unwrap();
+            handle(&mut cache, ack, |_| ()).unwrap();
         }
         assert_eq!((cache.unacked(), cache.in_flight.len()), (0, 0));
     }

@@ -490,7 +490,19 @@ impl SourceCore {
     }
 
     /// S6: the destination has applied these records.
+    #[inline]
     pub(crate) fn handle_ack(&mut self, id: SessionId, ack: Ack) -> Result<(), ProtocolError> {
+        let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
+        let before = session.cache.unacked();
+        if session.cache.handle_ack_of_oldest(&ack) {
+            session.counters.acked += (before - session.cache.unacked()) as u64;
+            return Ok(());
+        }
+        self.handle_ack_of_range(id, ack)
+    }
+
+    #[inline(never)]
+    fn handle_ack_of_range(&mut self, id: SessionId, ack: Ack) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions[id].as_mut() else { return Ok(()) };
         let mut settled = Vec::new();
         let mut ungated = Vec::new();

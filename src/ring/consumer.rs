@@ -126,6 +126,28 @@ impl<M: ConsumerMemory> Consumer<M> {
         Ok(Some(start..start + len))
     }
 
+    /// As [`try_read`](Self::try_read), of a record of so many words, which stay in registers. `None` also if what is next may be something
+    /// else: then nothing is read, and `try_read` finds out what it is.
+    ///
+    /// # Errors
+    ///
+    /// If the producer's cursor is nonsense.
+    #[inline(always)]
+    pub(crate) fn try_read_words<const W: usize>(&mut self) -> Result<Option<[[u8; 8]; W]>, RingError> {
+        let bytes = record_bytes(8 * W);
+        if self.is_empty()? || bytes > self.runway || self.next_header() != Header::record(8 * W) {
+            return Ok(None);
+        }
+        let from = self.geometry.offset(self.position) + HEADER_BYTES as usize;
+        let words = std::array::from_fn(|at| {
+            let mut word = [0; 8];
+            self.memory.copy_out(from + 8 * at, &mut word);
+            word
+        });
+        self.advance(bytes);
+        Ok(Some(words))
+    }
+
     /// Gives back the room of all that was read, with one store; returns whether there was anything.
     #[inline]
     pub(crate) fn release(&mut self) -> bool {

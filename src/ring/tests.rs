@@ -1,5 +1,6 @@
 //! Tests of both ends together, on memory on the heap. Those with two threads also run on regions, in `region/tests.rs`.
 
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -86,6 +87,43 @@ fn messages_arrive_whole_however_many_records_they_have() {
         consumer.release();
     }
     assert!(producer.written() > 50 * CAPACITY, "it went round the ring often");
+}
+
+#[test]
+fn record_of_so_many_words_is_read_as_words_and_any_other_is_left_as_it_is() {
+    let (mut producer, mut consumer) = ring(256);
+    let mut random = Random::new(0x3D);
+    assert_eq!(consumer.try_read_words::<3>(), Ok(None), "there is nothing");
+    // One is always left to be read, so the ring goes round.
+    let mut left = VecDeque::new();
+    let (mut as_words, mut behind_the_end, mut others) = (0, 0, 0);
+    for _ in 0..2000 {
+        let len = if random.below(2) == 0 { 24 } else { random.below(41) as usize };
+        let payload: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+        let before = producer.written();
+        assert!(write(&mut producer, &payload));
+        assert!(producer.publish());
+        let is_padded = producer.written() - before > record_bytes(len);
+        left.push_back((payload, is_padded));
+        if left.len() == 1 {
+            continue;
+        }
+        let (payload, is_padded) = left.pop_front().unwrap();
+        match consumer.try_read_words::<3>().unwrap() {
+            Some(words) => {
+                assert_eq!(words.as_flattened(), payload);
+                assert!(!is_padded, "padding is no record");
+                as_words += 1;
+            }
+            None => {
+                behind_the_end += u32::from(is_padded);
+                others += u32::from(payload.len() != 24);
+                assert_eq!(read(&mut consumer), Ok(Some(payload)));
+            }
+        }
+        consumer.release();
+    }
+    assert!(as_words > 500 && behind_the_end > 0 && others > 0, "{as_words}, {behind_the_end}, {others}");
 }
 
 #[test]

@@ -12,7 +12,7 @@
 //!        u64             u64           u32         u32
 //! ```
 
-use super::{WireError, u32_at, u64_at};
+use super::WireError;
 use crate::seq::SyncSeq;
 
 /// The records `first..=last` were applied.
@@ -28,28 +28,37 @@ pub(crate) struct Ack {
 impl Ack {
     pub(crate) const BYTES: usize = 24;
 
+    pub(crate) const WORDS: usize = Self::BYTES / 8;
+
     /// In words.
-    pub(crate) fn encode(&self) -> [[u8; 8]; Self::BYTES / 8] {
+    pub(crate) fn encode(&self) -> [[u8; 8]; Self::WORDS] {
         let [f0, f1, f2, f3] = self.first_seq.value().to_ne_bytes();
         let [l0, l1, l2, l3] = self.last_seq.value().to_ne_bytes();
         let seqs = [f0, f1, f2, f3, l0, l1, l2, l3];
         [self.first.to_ne_bytes(), self.last.to_ne_bytes(), seqs]
     }
 
+    #[inline(always)]
+    pub(crate) fn of_words([first, last, seqs]: [[u8; 8]; Self::WORDS]) -> Ack {
+        let [f0, f1, f2, f3, l0, l1, l2, l3] = seqs;
+        Ack {
+            first: u64::from_ne_bytes(first),
+            last: u64::from_ne_bytes(last),
+            first_seq: u32::from_ne_bytes([f0, f1, f2, f3]).into(),
+            last_seq: u32::from_ne_bytes([l0, l1, l2, l3]).into(),
+        }
+    }
+
     pub(crate) fn decode(bytes: &[u8]) -> Result<Ack, WireError> {
-        if bytes.len() != Self::BYTES {
-            return Err(WireError::Length {
+        let (words, rest) = bytes.as_chunks();
+        match (words.try_into(), rest) {
+            (Ok(words), []) => Ok(Ack::of_words(words)),
+            _ => Err(WireError::Length {
                 what: "ack record",
                 found: bytes.len(),
                 expected: Self::BYTES.to_string(),
-            });
+            }),
         }
-        Ok(Ack {
-            first: u64_at(bytes, 0),
-            last: u64_at(bytes, 8),
-            first_seq: u32_at(bytes, 16).into(),
-            last_seq: u32_at(bytes, 20).into(),
-        })
     }
 }
 

@@ -8,7 +8,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "proto/cache.rs",
         edits: &[
             ("if «entry.change == record.change && entry.is_unacked()» {", "entry.is_unacked()"),
-            ("else if «self.is_newest(record)» { deleted(", "self.entry(record.entry).is_unacked()"),
+            ("&& «self.is_newest(record)» { deleted(", "self.entry(record.entry).is_unacked()"),
         ],
     },
     Mutant {
@@ -24,6 +24,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
                 deleted(self.delete(EntryId::item(item)));
             }",
         )],
+    },
+    Mutant {
+        fault: "whatever record an ack is of, the oldest counts as acknowledged",
+        file: "proto/cache.rs",
+        edits: &[("if «!is_of_oldest» || !self", "false")],
     },
     Mutant {
         fault: "what waits for its ack at the end of the in-flight list leaves it",
@@ -75,7 +80,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         fault: "the ack of what a source does not keep leaves its item there",
         file: "proto/cache.rs",
-        edits: &[("&& entry.is_plain() && «table.keeps_all» {", "true")],
+        edits: &[("if !entry.is_plain() || «!table.keeps_all» {", "false")],
     },
     Mutant {
         fault: "a change of an item that is in flight gets no place in the queue",
