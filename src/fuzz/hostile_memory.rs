@@ -43,7 +43,7 @@ pub(super) struct Call {
     pub(super) cursors: Vec<u64>,
     pub(super) start: Option<u64>,
     pub(super) headers: Vec<Header>,
-    /// Where a payload was read, how long.
+    /// Where a payload was read, in one piece or several, how long.
     pub(super) payload: Option<(usize, usize)>,
     /// Where this end wrote: from and to.
     pub(super) written: Vec<(usize, usize)>,
@@ -131,6 +131,7 @@ impl<'a> HostileMemory<'a> {
             2..=7 if may_be_padding => ((to_end - HEADER) as u32, PADDING),
             8 if may_be_padding => (8 * choices.below(to_end / 8) as u32, PADDING),
             2 => (max as u32 + 1, RECORD),
+            3 | 4 if max >= 24 => (24, RECORD),
             _ => (choices.below(max + 1) as u32, RECORD),
         });
         Header { offset, length, kind }
@@ -204,7 +205,8 @@ impl ConsumerMemory for HostileMemory<'_> {
 impl HostileMemory<'_> {
     fn note_payload(&self, offset: usize, len: usize) {
         let call = &mut self.state.borrow_mut().call;
-        assert_eq!(call.payload, None, "a payload is read once");
-        call.payload = Some((offset, len));
+        let (start, before) = call.payload.unwrap_or((offset, 0));
+        assert_eq!(offset, start + before, "a payload is read once, from its start on");
+        call.payload = Some((start, before + len));
     }
 }

@@ -13,6 +13,9 @@ use crate::ring::{Consumer, Producer, RingError, max_payload_bytes};
 const MAX_CALLS: usize = 512;
 /// A read looks at the cursor and the start, with a fence between, at two headers and one payload.
 const MAX_READ_ACCESSES: u64 = 6;
+/// As few words as an ack has are read one by one, and never behind padding.
+const WORDS: usize = 3;
+const MAX_READ_ACCESSES_OF_WORDS: u64 = 4 + WORDS as u64;
 /// A write looks at the cursor, with a fence, when it may begin anew and when there is no room; it writes two headers and one
 /// payload. One that is behind others does not begin anew, but may write what was combined.
 const MAX_WRITE_ACCESSES: u64 = 7;
@@ -47,6 +50,9 @@ fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
     for _ in 0..MAX_CALLS {
         if memory.choose(|choices| choices.is_used_up()) {
             break;
+        }
+        if memory.choose(|choices| choices.one_in(3)) {
+            ring.read_words(&mut consumer, memory, saw);
         }
         memory.begin_call(ring.position);
         let outcome = consumer.try_read(&mut scratch).map(|record| record.map(<[u8]>::len));
@@ -84,6 +90,34 @@ fn consume(memory: &HostileMemory<'_>, begin: u64, saw: Saw<'_>) {
 }
 
 impl Readable {
+    /// Reads a record of so many words, if that is what comes next; else all stays as it is.
+    fn read_words(
+        &mut self,
+        consumer: &mut Consumer<HostileMemory<'_>>,
+        memory: &HostileMemory<'_>,
+        saw: Saw<'_>,
+    ) {
+        memory.begin_call(self.position);
+        let outcome = consumer.try_read_words::<WORDS>();
+        let call = memory.end_call();
+        assert!(call.accesses <= MAX_READ_ACCESSES_OF_WORDS, "{} accesses in one call", call.accesses);
+        self.handle_cursors(&call, outcome.err(), saw);
+        match outcome {
+            Ok(Some(_)) => {
+                assert_eq!(call.headers.len(), 1);
+                self.handle_record(&call, 8 * WORDS, saw);
+                saw("words");
+            }
+            Ok(None) => {
+                let is_other = |header: &Header| (header.kind, header.length as usize) != (RECORD, 8 * WORDS);
+                assert!(call.headers.len() <= 1 && call.headers.iter().all(is_other), "{:?}", call.headers);
+                assert_eq!(call.payload, None);
+            }
+            Err(error) => saw(self.handle_error(&call, error)),
+        }
+        assert_eq!(consumer.read_position(), self.position);
+    }
+
     fn release(&mut self, consumer: &mut Consumer<HostileMemory<'_>>, memory: &HostileMemory<'_>) {
         let is_new = self.released != self.position;
         assert_eq!(consumer.release(), is_new);

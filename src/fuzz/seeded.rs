@@ -93,6 +93,7 @@ fn a_ring_survives_any_garbage_with_bounded_work() {
         sees: &[
             "record",
             "record behind padding",
+            "words",
             "nothing",
             "begun anew",
             "tail out of range",
