@@ -284,6 +284,7 @@ impl<T: Debug> Lock<T> for StdLock<T> {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
 
     use super::*;
@@ -316,6 +317,52 @@ mod tests {
             }
         });
         assert_eq!(lock.sleepers.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn one_that_lets_a_sleeper_pass_does_not_wait_for_those_behind_it() {
+        const SLEEPERS: u32 = 8;
+        let lock = StdLock::new(0u32);
+        let (let_go, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+        let is_over_within = |longest: Duration| {
+            let began = Instant::now();
+            while !is_over.load(Relaxed) && began.elapsed() < longest {
+                std::thread::yield_now();
+            }
+            is_over.load(Relaxed)
+        };
+        let left_asleep = std::thread::scope(|scope| {
+            let held = lock.lock();
+            for _ in 0..SLEEPERS {
+                scope.spawn(|| {
+                    let mut passed = lock.lock_giving_way();
+                    *passed += 1;
+                    while let_go.load(Relaxed) < *passed {
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            while lock.sleepers.load(Relaxed) < SLEEPERS {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| {
+                lock.wait_for_sleeper(LONG);
+                is_over.store(true, Relaxed);
+            });
+            drop(held);
+            // The first ones may pass before it has begun to wait; at least one is left behind.
+            let mut rounds = 1..SLEEPERS - 1;
+            while let Some(round) = rounds.next()
+                && !is_over_within(Duration::from_millis(50))
+            {
+                let_go.store(round, Relaxed);
+            }
+            let left_asleep = is_over_within(LONG / 2).then(|| lock.sleepers.load(Relaxed));
+            let_go.store(SLEEPERS, Relaxed);
+            left_asleep
+        });
+        assert!(left_asleep.is_some_and(|sleepers| sleepers > 0), "{left_asleep:?}");
+        assert_eq!(*lock.lock(), SLEEPERS);
     }
 
     #[test]

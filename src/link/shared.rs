@@ -412,12 +412,13 @@ mod tests {
 
     use super::*;
     use crate::link::platform::WAKE_UP;
+    use crate::opcode::ToOpcode;
     use crate::proto::source::SourceConfig;
+    use crate::retention::Retention;
     use crate::seq::SyncSeq;
     use crate::sys::wake::Wake;
 
-    #[test]
-    fn timer_thread_lets_a_publisher_pass_that_sleeps_over_the_lock_for_a_bounded_time() {
+    fn shared() -> Shared {
         let policy = ResendPolicy::default();
         let core = SourceCore::new(SourceConfig {
             policy: policy.clone(),
@@ -425,7 +426,37 @@ mod tests {
             first_seq: SyncSeq::from(1),
             max_tombstones: 1000,
         });
-        let shared = Shared::<Linux>::new(core, policy, 1 << 16, Wake::new().unwrap());
+        Shared::new(core, policy, 1 << 16, Wake::new().unwrap())
+    }
+
+    #[test]
+    fn those_who_come_at_once_share_what_is_counted_in_a_turn() {
+        let shared = shared();
+        {
+            let core = &mut shared.lock().core;
+            let table = core.table("t", Retention::Newest).unwrap();
+            for opcode in (0..5000u32).map(|number| number.to_opcode().unwrap()) {
+                core.set(table, &opcode, NewValue::Data(b"x"), &mut ()).unwrap();
+            }
+        }
+        let start = || shared.start_attach(Subscription::none().prefix("t", 0u8).unwrap());
+        let (mut first, mut second) = (start(), start());
+        // Each takes ten times, of 512 places.
+        let mut budget = 16;
+        assert!(shared.go_on_attaching(&mut first, &mut budget));
+        assert_eq!(budget, 6);
+        assert!(!shared.go_on_attaching(&mut second, &mut budget));
+        assert_eq!(budget, 0);
+        assert!(!shared.go_on_attaching(&mut second, &mut budget), "nothing is left of this turn");
+        assert!(shared.go_on_attaching(&mut first, &mut budget), "that is done in any case");
+        budget = 16;
+        assert!(shared.go_on_attaching(&mut second, &mut budget));
+        assert_eq!(budget, 12);
+    }
+
+    #[test]
+    fn timer_thread_lets_a_publisher_pass_that_sleeps_over_the_lock_for_a_bounded_time() {
+        let shared = shared();
         std::thread::scope(|scope| {
             let held = shared.lock();
             scope.spawn(|| drop(shared.lock()));
