@@ -395,7 +395,7 @@ impl<P: Platform> OutgoingLink<P> {
         Ok(())
     }
 
-    /// The next ack, behind the ring's end; or it is no ack.
+    /// The next ack where a runway ends, or an error if it is none.
     #[cold]
     fn try_read_ack(&mut self) -> Result<Option<Ack>, LinkError> {
         let record = self.acks.try_read(&mut self.scratch)?;

@@ -299,7 +299,7 @@ impl World {
     }
 
     /// S6, and the rule that goes with it: no entry goes before its newest change was applied.
-    fn take_ack(&mut self, ack: [[u8; 8]; Ack::BYTES / 8], seen: &Seen) -> Result<(), String> {
+    fn take_ack(&mut self, ack: [[u8; 8]; Ack::WORDS], seen: &Seen) -> Result<(), String> {
         let ack = Ack::decode(ack.as_flattened()).map_err(|error| error.to_string())?;
         let session = self.link.as_ref().expect("acks come on a link").session;
         let entries = |world: &World| -> Vec<(usize, SyncSeq)> {

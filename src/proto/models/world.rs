@@ -111,9 +111,9 @@ pub(super) struct Link {
     pub(super) ring: VecDeque<Arc<[u8]>>,
     pub(super) written: u64,
     /// The ack ring, which holds one.
-    pub(super) ack: Option<[[u8; 8]; Ack::BYTES / 8]>,
+    pub(super) ack: Option<[[u8; 8]; Ack::WORDS]>,
     pub(super) record_copy: Option<Arc<[u8]>>,
-    pub(super) ack_copy: Option<[[u8; 8]; Ack::BYTES / 8]>,
+    pub(super) ack_copy: Option<[[u8; 8]; Ack::WORDS]>,
 }
 
 #[derive(Clone, Debug, Hash)]
