@@ -323,7 +323,7 @@ mod tests {
     fn one_that_lets_a_sleeper_pass_does_not_wait_for_those_behind_it() {
         const SLEEPERS: u32 = 8;
         let lock = StdLock::new(0u32);
-        let (let_go, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+        let (let_go, begins, is_over) = (AtomicU32::new(0), AtomicBool::new(false), AtomicBool::new(false));
         let is_over_within = |longest: Duration| {
             let began = Instant::now();
             while !is_over.load(Relaxed) && began.elapsed() < longest {
@@ -346,14 +346,18 @@ mod tests {
                 std::thread::yield_now();
             }
             scope.spawn(|| {
-                lock.wait_for_sleeper(LONG);
+                begins.store(true, Relaxed);
+                lock.wait_for_sleeper(Duration::MAX);
                 is_over.store(true, Relaxed);
             });
+            while !begins.load(Relaxed) {
+                std::thread::yield_now();
+            }
             drop(held);
-            // The first ones may pass before it has begun to wait; at least one is left behind.
+            // If it loses the cpu right here, the first ones may pass before it waits; at least one is left behind.
             let mut rounds = 1..SLEEPERS - 1;
             while let Some(round) = rounds.next()
-                && !is_over_within(Duration::from_millis(50))
+                && !is_over_within(Duration::from_secs(5))
             {
                 let_go.store(round, Relaxed);
             }
