@@ -4,13 +4,14 @@
 //! link itself as the source and the destination see it. A source's links are [`shared`] by its publishers and its [`timer`],
 //! which goes round in [`service`], on a thread of
 //! its own or in a [`polled`] source; [`application`] is what that is asked for, [`flush`] how one waits for acks. [`platform`] is
-//! what all of this stands on, with [`peer`] as the process at a link's other end.
+//! what all of this stands on, with [`peer`] as the process at a link's other end and [`lock`] as what is held while a source's links are looked at.
 
 pub(crate) mod application;
 pub(crate) mod flush;
 pub(crate) mod greeting;
 pub(crate) mod incoming;
 pub(crate) mod kept;
+pub(crate) mod lock;
 #[cfg(test)]
 mod models;
 pub(crate) mod outgoing;

@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::link::platform::{Heard, StdLock};
+use crate::link::lock::StateLock;
+use crate::link::platform::Heard;
 use crate::link::shared::Shared;
 use crate::opcode::{Opcode, ToOpcode};
 use crate::proto::source::SourceConfig;
@@ -24,7 +25,7 @@ impl Platform for Heap {
     type Peer = Sleeper;
     type Wake = Wake;
     type Waits = PollSet;
-    type Lock<T: std::fmt::Debug> = StdLock<T>;
+    type Lock<T: std::fmt::Debug> = StateLock<T>;
 
     const SPINS_BEFORE_FLUSH: u32 = 0;
 

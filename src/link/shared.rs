@@ -411,7 +411,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::link::platform::WAKE_UP;
+    use crate::link::lock::WAKE_UP;
     use crate::opcode::ToOpcode;
     use crate::proto::source::SourceConfig;
     use crate::retention::Retention;

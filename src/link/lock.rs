@@ -1,0 +1,402 @@
+//! The lock of what publishers and the timer thread share. It is let go of by a plain store.
+//!
+//! A mutex that finds out whether somebody sleeps over it, in the same step as it is let go of, does so by an atomic exchange. That
+//! waits until all that was stored before is in the cache: with each change, for the lines of the ring, which the destination has. So
+//! whoever lets go of this one stores first, and then looks whether somebody asks to be woken.
+//!
+//! Invariants:
+//! 1. Who has it is [`SpinMutex`]'s affair alone; all else are hints.
+//! 2. The look may come before the store is seen, and miss a request that was made because the lock seemed taken. So who sleeps looks again
+//!    after [a while](LONGEST_SLEEP), which is far longer than a store takes to be seen.
+
+use std::fmt::Debug;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use spin::mutex::{SpinMutex, SpinMutexGuard};
+
+use super::platform::{Linux, Lock, Platform};
+
+/// A panic under it is a broken invariant of ours, and the publisher that it hit has told its own thread: others go on.
+#[derive(Debug)]
+pub(crate) struct StateLock<T> {
+    value: SpinMutex<T>,
+    /// One of those who sleep is to be woken when the lock is free.
+    asks: AtomicBool,
+    /// Threads that sleep until it is free.
+    sleepers: AtomicU32,
+    /// How many of them have had it, modulo 2^32.
+    passed: AtomicU32,
+    /// Held by each of them but while it sleeps.
+    parking: Mutex<()>,
+    freed: Condvar,
+    /// How often [`Lock::notify_all`] was called, modulo 2^64.
+    told: Mutex<u64>,
+    news: Condvar,
+}
+
+/// The lock, held. Fields are dropped in this order: it is free before anybody is woken.
+pub(crate) struct StateGuard<'a, T> {
+    value: SpinMutexGuard<'a, T>,
+    _next: Next<'a, T>,
+}
+
+/// Whoever has the lock next: dropped, it wakes one who sleeps and has asked for it.
+struct Next<'a, T>(&'a StateLock<T>);
+
+/// How often one that finds the lock taken gives way to others before it waits for it.
+const YIELDS_TO_HOLDER: u32 = 3;
+/// How often it looks then before it sleeps.
+const LOOKS_BEFORE_SLEEP: u32 = 100;
+/// After so long one that sleeps looks by itself.
+const LONGEST_SLEEP: Duration = Duration::from_millis(1);
+/// How long a sleeper has until one that lets it pass goes before it all the same: a halted cpu of a virtual machine takes some
+/// 50 us to wake up.
+pub(super) const WAKE_UP: Duration = Duration::from_micros(200);
+
+impl<T> StateLock<T> {
+    #[inline(always)]
+    fn try_lock(&self) -> Option<StateGuard<'_, T>> {
+        Some(StateGuard { value: self.value.try_lock()?, _next: Next(self) })
+    }
+
+    /// Gives way to others, and then waits as [`StateLock::lock_soon`] does.
+    ///
+    /// Whoever only looked would take the lock in between two changes of the one that has it, and each time the cache lines of all
+    /// that is under it. And if there are more busy threads than cpus, a destination can have the cpu meanwhile, which needs it more.
+    #[cold]
+    fn lock_behind_another(&self) -> StateGuard<'_, T> {
+        for _ in 0..YIELDS_TO_HOLDER {
+            Linux::yield_now();
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+        }
+        self.lock_soon()
+    }
+
+    /// Looks at the lock for a moment, and sleeps until it is free.
+    #[cold]
+    fn lock_soon(&self) -> StateGuard<'_, T> {
+        for _ in 0..LOOKS_BEFORE_SLEEP {
+            std::hint::spin_loop();
+            if !self.value.is_locked()
+                && let Some(guard) = self.try_lock()
+            {
+                return guard;
+            }
+        }
+        // Relaxed, all: hints, that order nothing. If one is missed, the timer thread goes before this one.
+        self.sleepers.fetch_add(1, Relaxed);
+        let guard = self.lock_asleep(LONGEST_SLEEP);
+        self.sleepers.fetch_sub(1, Relaxed);
+        self.passed.fetch_add(1, Relaxed);
+        guard
+    }
+
+    /// Sleeps until the lock is free, and looks after each `longest` in any case.
+    fn lock_asleep(&self, longest: Duration) -> StateGuard<'_, T> {
+        let mut parked = ignore_panics(self.parking.lock());
+        loop {
+            // Relaxed: see the module's second invariant. It stays if the lock is free: then the next one who sleeps is woken behind this one.
+            self.asks.store(true, Relaxed);
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            parked = ignore_panics(self.freed.wait_timeout(parked, longest)).0;
+        }
+    }
+
+    /// Wakes one of those who sleep, once for each time that one asked.
+    #[cold]
+    fn wake_next(&self) {
+        // Relaxed: as above.
+        if self.asks.swap(false, Relaxed) {
+            // Whoever has asked and does not sleep yet does by the time that this mutex is free.
+            drop(ignore_panics(self.parking.lock()));
+            self.freed.notify_one();
+        }
+    }
+
+    /// Waits until one of those who sleep has had the lock; others that come meanwhile make it no longer.
+    #[cold]
+    fn wait_for_sleeper(&self, longest: Duration) {
+        let began = Instant::now();
+        // Relaxed, all: as in `lock_soon`.
+        let passed = self.passed.load(Relaxed);
+        while self.sleepers.load(Relaxed) > 0
+            && self.passed.load(Relaxed) == passed
+            && began.elapsed() < longest
+        {
+            Linux::yield_now();
+        }
+    }
+}
+
+impl<T: Debug> Lock<T> for StateLock<T> {
+    type Guard<'a>
+        = StateGuard<'a, T>
+    where
+        T: 'a;
+
+    fn new(value: T) -> Self {
+        Self {
+            value: SpinMutex::new(value),
+            asks: AtomicBool::new(false),
+            sleepers: AtomicU32::new(0),
+            passed: AtomicU32::new(0),
+            parking: Mutex::new(()),
+            freed: Condvar::new(),
+            told: Mutex::new(0),
+            news: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> StateGuard<'_, T> {
+        self.try_lock().unwrap_or_else(|| self.lock_soon())
+    }
+
+    #[inline(always)]
+    fn lock_giving_way(&self) -> StateGuard<'_, T> {
+        self.try_lock().unwrap_or_else(|| self.lock_behind_another())
+    }
+
+    #[inline]
+    fn let_sleeper_pass(&self) {
+        // Relaxed: as in `lock_soon`.
+        if self.sleepers.load(Relaxed) > 0 {
+            self.wait_for_sleeper(WAKE_UP);
+        }
+    }
+
+    fn wait_until<'a>(&'a self, guard: StateGuard<'a, T>, deadline: Instant) -> StateGuard<'a, T> {
+        let told = ignore_panics(self.told.lock());
+        // Not before: what is told once the lock is free is not missed.
+        drop(guard);
+        let (before, left) = (*told, deadline.saturating_duration_since(Instant::now()));
+        drop(ignore_panics(self.news.wait_timeout_while(told, left, |told| *told == before)));
+        self.lock()
+    }
+
+    fn notify_all(&self) {
+        let mut told = ignore_panics(self.told.lock());
+        *told = told.wrapping_add(1);
+        self.news.notify_all();
+    }
+}
+
+impl<T> Deref for StateGuard<'_, T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for StateGuard<'_, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T> Drop for Next<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // Relaxed: see the module's second invariant.
+        if self.0.asks.load(Relaxed) {
+            self.0.wake_next();
+        }
+    }
+}
+
+/// Nothing that can panic is done while one of these is held.
+fn ignore_panics<G>(locked: Result<G, PoisonError<G>>) -> G {
+    locked.unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Longer than any thread takes to get the cpu.
+    const LONG: Duration = Duration::from_secs(60);
+
+    impl<T> StateLock<T> {
+        /// Waits until a thread sleeps until the lock is free, which is held.
+        pub(in crate::link) fn await_sleeper(&self) {
+            let began = Instant::now();
+            while self.sleepers.load(Relaxed) == 0 {
+                assert!(began.elapsed() < LONG, "nobody sleeps");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn those_who_sleep_over_the_lock_are_woken_one_behind_the_other() {
+        const SLEEPERS: u32 = 4;
+        let lock = StateLock::new(0u32);
+        let began = Instant::now();
+        for round in 1..=20 {
+            let held = lock.lock();
+            std::thread::scope(|scope| {
+                for _ in 0..SLEEPERS {
+                    lock.asks.store(false, Relaxed);
+                    scope.spawn(|| *lock.lock_asleep(LONG) += 1);
+                    // Who sees that it asks, and has the lock, sees it when it lets go, too.
+                    while !lock.asks.load(Relaxed) {
+                        assert!(began.elapsed() < LONG, "nobody asks");
+                        std::thread::yield_now();
+                    }
+                }
+                drop(held);
+            });
+            assert_eq!(*lock.lock(), round * SLEEPERS);
+        }
+        assert!(began.elapsed() < LONG, "somebody was not woken");
+    }
+
+    #[test]
+    fn one_that_sleeps_over_the_lock_looks_again_if_its_request_to_be_woken_was_missed() {
+        let lock = StateLock::new(());
+        let mut missed = 0;
+        std::thread::scope(|scope| {
+            let held = lock.lock();
+            scope.spawn(|| drop(lock.lock_soon()));
+            lock.await_sleeper();
+            let began = Instant::now();
+            while missed < 3 && began.elapsed() < LONG {
+                missed += u32::from(lock.asks.swap(false, Relaxed));
+                std::thread::yield_now();
+            }
+            drop(held);
+            lock.asks.store(true, Relaxed);
+            lock.wake_next();
+        });
+        assert_eq!(missed, 3);
+    }
+
+    #[test]
+    fn what_is_told_once_the_lock_is_free_is_heard_by_those_who_wait_for_it() {
+        let lock = StateLock::new(0u32);
+        let began = Instant::now();
+        for round in 1..=1000 {
+            std::thread::scope(|scope| {
+                let held = lock.lock();
+                scope.spawn(|| {
+                    *lock.lock() = round;
+                    lock.notify_all();
+                });
+                assert_eq!(*lock.wait_until(held, began + LONG), round);
+            });
+        }
+        assert!(began.elapsed() < LONG, "it was not heard");
+        // Nobody tells anything any more.
+        let deadline = Instant::now() + Duration::from_millis(1);
+        drop(lock.wait_until(lock.lock(), deadline));
+        assert!(Instant::now() >= deadline);
+    }
+
+    #[test]
+    fn thread_that_sleeps_over_the_lock_has_it_before_one_that_lets_it_pass() {
+        let lock = StateLock::new(0u32);
+        std::thread::scope(|scope| {
+            for round in 0..100 {
+                let held = lock.lock();
+                scope.spawn(|| *lock.lock_giving_way() += 1);
+                lock.await_sleeper();
+                drop(held);
+                lock.wait_for_sleeper(LONG);
+                assert_eq!(*lock.lock(), round + 1);
+            }
+        });
+        assert_eq!(lock.sleepers.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn one_that_lets_a_sleeper_pass_does_not_wait_for_those_behind_it() {
+        const SLEEPERS: u32 = 8;
+        let lock = StateLock::new(0u32);
+        let (let_go, begins, is_over) = (AtomicU32::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        let is_over_within = |longest: Duration| {
+            let began = Instant::now();
+            while !is_over.load(Relaxed) && began.elapsed() < longest {
+                std::thread::yield_now();
+            }
+            is_over.load(Relaxed)
+        };
+        let left_asleep = std::thread::scope(|scope| {
+            let held = lock.lock();
+            for _ in 0..SLEEPERS {
+                scope.spawn(|| {
+                    let mut passed = lock.lock_giving_way();
+                    *passed += 1;
+                    while let_go.load(Relaxed) < *passed {
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            while lock.sleepers.load(Relaxed) < SLEEPERS {
+                std::thread::yield_now();
+            }
+            scope.spawn(|| {
+                begins.store(true, Relaxed);
+                lock.wait_for_sleeper(Duration::MAX);
+                is_over.store(true, Relaxed);
+            });
+            while !begins.load(Relaxed) {
+                std::thread::yield_now();
+            }
+            drop(held);
+            // If it loses the cpu right here, the first ones may pass before it waits; at least one is left behind.
+            let mut rounds = 1..SLEEPERS - 1;
+            while let Some(round) = rounds.next()
+                && !is_over_within(Duration::from_secs(5))
+            {
+                let_go.store(round, Relaxed);
+            }
+            let left_asleep = is_over_within(LONG / 2).then(|| lock.sleepers.load(Relaxed));
+            let_go.store(SLEEPERS, Relaxed);
+            left_asleep
+        });
+        assert!(left_asleep.is_some_and(|sleepers| sleepers > 0), "{left_asleep:?}");
+        assert_eq!(*lock.lock(), SLEEPERS);
+    }
+
+    #[test]
+    fn threads_that_find_the_lock_taken_get_it_once_it_is_free_whatever_became_of_an_earlier_holder() {
+        let lock = StateLock::new(0u32);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = lock.lock();
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        let held = lock.try_lock().expect("nobody has it");
+        let (starts, started) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let (lock, starts) = (&lock, starts.clone());
+                scope.spawn(move || {
+                    starts.send(()).unwrap();
+                    for _ in 0..10_000 {
+                        *lock.lock_giving_way() += 1;
+                    }
+                });
+            }
+            started.iter().take(4).for_each(drop);
+            // Mostly long enough for all of them to give up giving way. It is as good if they have not.
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(*held, 0);
+            drop(held);
+        });
+        assert_eq!(*lock.lock(), 40_000);
+    }
+}
