@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, LockResult, Mutex, PoisonError, TryLockError, TryLockResult};
 use std::time::{Duration, Instant};
 
 use spin::mutex::{SpinMutex, SpinMutexGuard};
@@ -113,10 +113,13 @@ impl<T> StateLock<T> {
     /// Wakes one of those who sleep, once for each time that one asked.
     #[cold]
     fn wake_next(&self) {
+        // Who has the mutex is about to sleep, or to look. That is not waited for: it may not have a cpu. What was asked for stays, for whoever
+        // lets go of the lock the next time, and the one that sleeps looks by itself.
+        let Some(parking) = unless_taken(self.parking.try_lock()) else { return };
         // Relaxed: as above.
-        if self.asks.swap(false, Relaxed) {
-            // Whoever has asked and does not sleep yet does by the time that this mutex is free.
-            drop(ignore_panics(self.parking.lock()));
+        let asked = self.asks.swap(false, Relaxed);
+        drop(parking);
+        if asked {
             self.freed.notify_one();
         }
     }
@@ -214,8 +217,16 @@ impl<T> Drop for Next<'_, T> {
     }
 }
 
+fn unless_taken<G>(locked: TryLockResult<G>) -> Option<G> {
+    match locked {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// Nothing that can panic is done while one of these is held.
-fn ignore_panics<G>(locked: Result<G, PoisonError<G>>) -> G {
+fn ignore_panics<G>(locked: LockResult<G>) -> G {
     locked.unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -256,8 +267,14 @@ mod tests {
                         assert!(began.elapsed() < LONG, "nobody asks");
                         std::thread::yield_now();
                     }
+                    // It has this until it sleeps.
+                    drop(lock.parking.lock());
                 }
                 drop(held);
+                // One that wakes up while another does may keep that from waking the next: then whoever lets go after it does.
+                while *lock.lock() < round * SLEEPERS && began.elapsed() < LONG {
+                    std::thread::yield_now();
+                }
             });
             assert_eq!(*lock.lock(), round * SLEEPERS);
         }
