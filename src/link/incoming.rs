@@ -174,7 +174,8 @@ impl<P: Platform> IncomingLink<P> {
         if self.changes.has_seen_more() { 0 } else { self.stream.pause() }
     }
 
-    /// Copies up to `most` records out of the ring; answers how many.
+    /// Copies up to `most` records out of the ring, that one look sees: what comes meanwhile is not looked for before these are handled.
+    /// Answers how many.
     #[inline]
     fn read_batch(&mut self, most: usize) -> Result<usize, LinkError> {
         self.batch.clear();
@@ -183,6 +184,9 @@ impl<P: Platform> IncomingLink<P> {
             Some(kept) => (kept.end, kept.full_at.min(kept.end + BYTES_PER_BATCH)),
         };
         while self.batch.len() < most.min(RECORDS_PER_BATCH) && end < full_at {
+            if !self.batch.is_empty() && !self.changes.has_seen_more() {
+                break;
+            }
             let Some(record) = self.changes.try_read_behind(&mut self.scratch, end)? else { break };
             end = record.end;
             self.batch.push(record);
