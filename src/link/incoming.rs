@@ -174,8 +174,7 @@ impl<P: Platform> IncomingLink<P> {
         if self.changes.has_seen_more() { 0 } else { self.stream.pause() }
     }
 
-    /// Copies up to `most` records out of the ring, that one look sees: what comes meanwhile is not looked for before these are handled.
-    /// Answers how many.
+    /// Copies up to `most` records that one look at the ring saw; what comes later is left for the next batch. Answers how many.
     #[inline]
     fn read_batch(&mut self, most: usize) -> Result<usize, LinkError> {
         self.batch.clear();

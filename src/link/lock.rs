@@ -1,41 +1,39 @@
 //! The lock of what publishers and the timer thread share. It is let go of by a plain store.
 //!
-//! A mutex that finds out whether somebody sleeps over it, in the same step as it is let go of, does so by an atomic exchange. That
+//! A mutex that finds out whether somebody sleeps over it, in the same step as it is let go of, does so by an atomic exchange. On x86-64 that
 //! waits until all that was stored before is in the cache: with each change, for the lines of the ring, which the destination has. So
 //! whoever lets go of this one stores first, and then looks whether somebody asks to be woken.
 //!
 //! Invariants:
-//! 1. Who has it is [`SpinMutex`]'s affair alone; all else are hints.
+//! 1. Who has it is [`SpinMutex`]'s affair alone; what else says that it is taken, or that somebody sleeps, is a hint.
 //! 2. The look may come before the store is seen, and miss a request that was made because the lock seemed taken. So who sleeps looks again
 //!    after [a while](LONGEST_SLEEP), which is far longer than a store takes to be seen.
+//! 3. Nobody waits for a thread that does not have the lock.
 
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Condvar, LockResult, Mutex, PoisonError, TryLockError, TryLockResult};
 use std::time::{Duration, Instant};
 
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::platform::{Linux, Lock, Platform};
+use crate::sys::futex;
 
-/// A panic under it is a broken invariant of ours, and the publisher that it hit has told its own thread: others go on.
+/// A lock that is let go of by a plain store; who waits for it sleeps.
 #[derive(Debug)]
 pub(crate) struct StateLock<T> {
     value: SpinMutex<T>,
-    /// One of those who sleep is to be woken when the lock is free.
-    asks: AtomicBool,
+    /// 1 if one of those who sleep is to be woken when the lock is free, else 0. They sleep as long as it is 1.
+    asks: AtomicU32,
     /// Threads that sleep until it is free.
     sleepers: AtomicU32,
     /// How many of them have had it, modulo 2^32.
     passed: AtomicU32,
-    /// Held by each of them but while it sleeps.
-    parking: Mutex<()>,
-    freed: Condvar,
-    /// How often [`Lock::notify_all`] was called, modulo 2^64.
-    told: Mutex<u64>,
-    news: Condvar,
+    /// How often [`Lock::notify_all`] was called, modulo 2^32.
+    told: AtomicU32,
 }
 
 /// The lock, held. Fields are dropped in this order: it is free before anybody is woken.
@@ -44,18 +42,22 @@ pub(crate) struct StateGuard<'a, T> {
     _next: Next<'a, T>,
 }
 
-/// Whoever has the lock next: dropped, it wakes one who sleeps and has asked for it.
+/// Dropped once the lock is free: wakes one who sleeps, if that was asked for.
 struct Next<'a, T>(&'a StateLock<T>);
 
 /// How often one that finds the lock taken gives way to others before it waits for it.
 const YIELDS_TO_HOLDER: u32 = 3;
-/// How often it looks then before it sleeps.
+/// How often it looks then before it sleeps, and whenever it is awake again.
 const LOOKS_BEFORE_SLEEP: u32 = 100;
 /// After so long one that sleeps looks by itself.
 const LONGEST_SLEEP: Duration = Duration::from_millis(1);
 /// How long a sleeper has until one that lets it pass goes before it all the same: a halted cpu of a virtual machine takes some
 /// 50 us to wake up.
 pub(super) const WAKE_UP: Duration = Duration::from_micros(200);
+
+/// A panic under it is a broken invariant of ours, and the publisher that it hit has told its own thread: others go on.
+impl<T> UnwindSafe for StateLock<T> {}
+impl<T> RefUnwindSafe for StateLock<T> {}
 
 impl<T> StateLock<T> {
     #[inline(always)]
@@ -81,46 +83,46 @@ impl<T> StateLock<T> {
     /// Looks at the lock for a moment, and sleeps until it is free.
     #[cold]
     fn lock_soon(&self) -> StateGuard<'_, T> {
-        for _ in 0..LOOKS_BEFORE_SLEEP {
+        self.look().unwrap_or_else(|| self.lock_asleep(LONGEST_SLEEP))
+    }
+
+    /// Looks at the lock for a moment.
+    fn look(&self) -> Option<StateGuard<'_, T>> {
+        (0..LOOKS_BEFORE_SLEEP).find_map(|_| {
             std::hint::spin_loop();
-            if !self.value.is_locked()
-                && let Some(guard) = self.try_lock()
-            {
-                return guard;
-            }
-        }
-        // Relaxed, all: hints, that order nothing. If one is missed, the timer thread goes before this one.
-        self.sleepers.fetch_add(1, Relaxed);
-        let guard = self.lock_asleep(LONGEST_SLEEP);
-        self.sleepers.fetch_sub(1, Relaxed);
-        self.passed.fetch_add(1, Relaxed);
-        guard
+            if self.value.is_locked() { None } else { self.try_lock() }
+        })
     }
 
     /// Sleeps until the lock is free, and looks after each `longest` in any case.
     fn lock_asleep(&self, longest: Duration) -> StateGuard<'_, T> {
-        let mut parked = ignore_panics(self.parking.lock());
-        loop {
-            // Relaxed: see the module's second invariant. It stays if the lock is free: then the next one who sleeps is woken behind this one.
-            self.asks.store(true, Relaxed);
+        // Relaxed, all: hints, that order nothing. If one is missed, the timer thread goes before this one.
+        self.sleepers.fetch_add(1, Relaxed);
+        let guard = loop {
+            // Relaxed: see the module's second invariant.
+            self.asks.store(1, Relaxed);
             if let Some(guard) = self.try_lock() {
-                return guard;
+                break guard;
             }
-            parked = ignore_panics(self.freed.wait_timeout(parked, longest)).0;
+            futex::wait(&self.asks, 1, longest);
+            if let Some(guard) = self.look() {
+                break guard;
+            }
+        };
+        if self.sleepers.fetch_sub(1, Relaxed) > 1 {
+            // Another is to be woken behind this one.
+            self.asks.store(1, Relaxed);
         }
+        self.passed.fetch_add(1, Relaxed);
+        guard
     }
 
-    /// Wakes one of those who sleep, once for each time that one asked.
+    /// Wakes one of those who sleep, if one has asked since the last time.
     #[cold]
     fn wake_next(&self) {
-        // Who has the mutex is about to sleep, or to look. That is not waited for: it may not have a cpu. What was asked for stays, for whoever
-        // lets go of the lock the next time, and the one that sleeps looks by itself.
-        let Some(parking) = unless_taken(self.parking.try_lock()) else { return };
-        // Relaxed: as above.
-        let asked = self.asks.swap(false, Relaxed);
-        drop(parking);
-        if asked {
-            self.freed.notify_one();
+        // Relaxed: see the module's second invariant.
+        if self.asks.swap(0, Relaxed) != 0 {
+            futex::wake_one(&self.asks);
         }
     }
 
@@ -128,8 +130,10 @@ impl<T> StateLock<T> {
     #[cold]
     fn wait_for_sleeper(&self, longest: Duration) {
         let began = Instant::now();
-        // Relaxed, all: as in `lock_soon`.
+        // Relaxed, all: as in `lock_asleep`.
         let passed = self.passed.load(Relaxed);
+        // If that was missed when the lock became free: else it would be waited for in vain.
+        self.wake_next();
         while self.sleepers.load(Relaxed) > 0
             && self.passed.load(Relaxed) == passed
             && began.elapsed() < longest
@@ -146,16 +150,8 @@ impl<T: Debug> Lock<T> for StateLock<T> {
         T: 'a;
 
     fn new(value: T) -> Self {
-        Self {
-            value: SpinMutex::new(value),
-            asks: AtomicBool::new(false),
-            sleepers: AtomicU32::new(0),
-            passed: AtomicU32::new(0),
-            parking: Mutex::new(()),
-            freed: Condvar::new(),
-            told: Mutex::new(0),
-            news: Condvar::new(),
-        }
+        let [asks, sleepers, passed, told] = [0; 4].map(AtomicU32::new);
+        Self { value: SpinMutex::new(value), asks, sleepers, passed, told }
     }
 
     fn lock(&self) -> StateGuard<'_, T> {
@@ -169,25 +165,25 @@ impl<T: Debug> Lock<T> for StateLock<T> {
 
     #[inline]
     fn let_sleeper_pass(&self) {
-        // Relaxed: as in `lock_soon`.
+        // Relaxed: as in `lock_asleep`.
         if self.sleepers.load(Relaxed) > 0 {
             self.wait_for_sleeper(WAKE_UP);
         }
     }
 
     fn wait_until<'a>(&'a self, guard: StateGuard<'a, T>, deadline: Instant) -> StateGuard<'a, T> {
-        let told = ignore_panics(self.told.lock());
-        // Not before: what is told once the lock is free is not missed.
+        // Relaxed: what was done before this guard was seen under it. Who does something behind it, and tells, changes the word, and the kernel
+        // does not let anybody sleep over one that has changed.
+        let told = self.told.load(Relaxed);
         drop(guard);
-        let (before, left) = (*told, deadline.saturating_duration_since(Instant::now()));
-        drop(ignore_panics(self.news.wait_timeout_while(told, left, |told| *told == before)));
+        futex::wait(&self.told, told, deadline.saturating_duration_since(Instant::now()));
         self.lock()
     }
 
     fn notify_all(&self) {
-        let mut told = ignore_panics(self.told.lock());
-        *told = told.wrapping_add(1);
-        self.news.notify_all();
+        // Relaxed: as in `wait_until`.
+        self.told.fetch_add(1, Relaxed);
+        futex::wake_all(&self.told);
     }
 }
 
@@ -211,28 +207,16 @@ impl<T> Drop for Next<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         // Relaxed: see the module's second invariant.
-        if self.0.asks.load(Relaxed) {
+        if self.0.asks.load(Relaxed) != 0 {
             self.0.wake_next();
         }
     }
 }
 
-fn unless_taken<G>(locked: TryLockResult<G>) -> Option<G> {
-    match locked {
-        Ok(guard) => Some(guard),
-        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
-}
-
-/// Nothing that can panic is done while one of these is held.
-fn ignore_panics<G>(locked: LockResult<G>) -> G {
-    locked.unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
 
     use super::*;
@@ -251,6 +235,15 @@ mod tests {
         }
     }
 
+    /// Waits until a thread asks to be woken: who sees that, and has the lock, sees it when it lets go, too.
+    fn await_request(lock: &StateLock<u32>) {
+        let began = Instant::now();
+        while lock.asks.load(Relaxed) == 0 {
+            assert!(began.elapsed() < LONG, "nobody asks");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn those_who_sleep_over_the_lock_are_woken_one_behind_the_other() {
         const SLEEPERS: u32 = 4;
@@ -260,45 +253,68 @@ mod tests {
             let held = lock.lock();
             std::thread::scope(|scope| {
                 for _ in 0..SLEEPERS {
-                    lock.asks.store(false, Relaxed);
+                    lock.asks.store(0, Relaxed);
                     scope.spawn(|| *lock.lock_asleep(LONG) += 1);
-                    // Who sees that it asks, and has the lock, sees it when it lets go, too.
-                    while !lock.asks.load(Relaxed) {
-                        assert!(began.elapsed() < LONG, "nobody asks");
-                        std::thread::yield_now();
-                    }
-                    // It has this until it sleeps.
-                    drop(lock.parking.lock());
+                    await_request(&lock);
                 }
                 drop(held);
-                // One that wakes up while another does may keep that from waking the next: then whoever lets go after it does.
+                // A request that is missed is heard by whoever lets go the next time.
                 while *lock.lock() < round * SLEEPERS && began.elapsed() < LONG {
                     std::thread::yield_now();
                 }
             });
             assert_eq!(*lock.lock(), round * SLEEPERS);
+            assert!(began.elapsed() < LONG, "somebody was not woken");
         }
-        assert!(began.elapsed() < LONG, "somebody was not woken");
     }
 
     #[test]
-    fn one_that_sleeps_over_the_lock_looks_again_if_its_request_to_be_woken_was_missed() {
-        let lock = StateLock::new(());
-        let mut missed = 0;
-        std::thread::scope(|scope| {
+    fn one_that_sleeps_over_the_lock_has_it_although_its_request_to_be_woken_was_missed() {
+        let lock = StateLock::new(0u32);
+        let is_over = AtomicBool::new(false);
+        let woke_by_itself = std::thread::scope(|scope| {
             let held = lock.lock();
-            scope.spawn(|| drop(lock.lock_soon()));
-            lock.await_sleeper();
+            scope.spawn(|| {
+                drop(lock.lock_soon());
+                is_over.store(true, Relaxed);
+            });
+            await_request(&lock);
             let began = Instant::now();
-            while missed < 3 && began.elapsed() < LONG {
-                missed += u32::from(lock.asks.swap(false, Relaxed));
+            lock.asks.store(0, Relaxed);
+            drop(held);
+            while !is_over.load(Relaxed) && began.elapsed() < LONG {
                 std::thread::yield_now();
             }
-            drop(held);
-            lock.asks.store(true, Relaxed);
+            lock.asks.store(1, Relaxed);
             lock.wake_next();
+            began.elapsed() < LONG
         });
-        assert_eq!(missed, 3);
+        assert!(woke_by_itself);
+    }
+
+    #[test]
+    fn public_handles_may_be_used_behind_a_panic_as_with_a_mutex() {
+        fn is_unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
+        is_unwind_safe::<StateLock<std::cell::Cell<u32>>>();
+        is_unwind_safe::<crate::Table>();
+    }
+
+    #[test]
+    fn one_that_sleeps_over_the_lock_has_it_after_a_panic() {
+        let lock = StateLock::new(0u32);
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let held = lock.lock();
+            scope.spawn(|| *lock.lock_asleep(LONG) += 1);
+            await_request(&lock);
+            let panicked = catch_unwind(AssertUnwindSafe(|| {
+                let _held = held;
+                panic!("on purpose");
+            }));
+            assert!(panicked.is_err());
+        });
+        assert_eq!(*lock.lock(), 1);
+        assert!(began.elapsed() < LONG, "it was not woken");
     }
 
     #[test]
@@ -307,19 +323,22 @@ mod tests {
         let began = Instant::now();
         for round in 1..=1000 {
             std::thread::scope(|scope| {
-                let held = lock.lock();
+                let mut held = lock.lock();
                 scope.spawn(|| {
                     *lock.lock() = round;
                     lock.notify_all();
                 });
-                assert_eq!(*lock.wait_until(held, began + LONG), round);
+                while *held != round {
+                    held = lock.wait_until(held, began + LONG);
+                    assert!(began.elapsed() < LONG, "it was not heard");
+                }
             });
         }
-        assert!(began.elapsed() < LONG, "it was not heard");
         // Nobody tells anything any more.
         let deadline = Instant::now() + Duration::from_millis(1);
-        drop(lock.wait_until(lock.lock(), deadline));
-        assert!(Instant::now() >= deadline);
+        while Instant::now() < deadline {
+            drop(lock.wait_until(lock.lock(), deadline));
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub(crate) trait Lock<T>: Debug {
     fn notify_all(&self);
 }
 
-/// The kernel's and the standard library's.
+/// The kernel's, the standard library's and [`StateLock`].
 #[derive(Debug)]
 pub(crate) struct Linux;
 

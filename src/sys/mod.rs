@@ -1,5 +1,6 @@
 //! Every system call that needs more than the standard library offers.
 //!
+//! - [`futex`]: sleeping until a word of this process changes
 //! - [`fork`]: handles that are inert in a forked child
 //! - [`memfd`]: sealed, fully allocated shared memory, and the checks on a peer's
 //! - `segment`, with the feature `named-region`: shared memory with a name, where no descriptors can be passed
@@ -17,6 +18,7 @@
 pub(crate) mod advice;
 pub(crate) mod bell;
 pub(crate) mod fork;
+pub(crate) mod futex;
 pub(crate) mod memfd;
 pub(crate) mod notify;
 pub(crate) mod poll;
