@@ -8,7 +8,8 @@
 //! 1. Who has it is [`SpinMutex`]'s affair alone; what else says that it is taken, or that somebody sleeps, is a hint.
 //! 2. The look may come before the store is seen, and miss a request that was made because the lock seemed taken. So who sleeps looks again
 //!    after [a while](LONGEST_SLEEP), which is far longer than a store takes to be seen.
-//! 3. Nobody waits for a thread that does not have the lock.
+//!    So it does if whoever is to wake it, or was woken before it, has no cpu.
+//! 3. Nobody waits for a thread that does not have the lock for longer than that.
 
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
@@ -26,7 +27,7 @@ use crate::sys::futex;
 #[derive(Debug)]
 pub(crate) struct StateLock<T> {
     value: SpinMutex<T>,
-    /// 1 if one of those who sleep is to be woken when the lock is free, else 0. They sleep as long as it is 1.
+    /// 1 if one of those who sleep is to be woken when the lock is free, else 0. They go to sleep only if it is 1.
     asks: AtomicU32,
     /// Threads that sleep until it is free.
     sleepers: AtomicU32,
