@@ -11,7 +11,7 @@
 //!    So it does if whoever is to wake it, or was woken before it, has no cpu.
 //! 3. Nobody waits for a thread that does not have the lock for longer than that.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Formatter};
 use std::ops::{Deref, DerefMut};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::AtomicU32;
@@ -24,7 +24,6 @@ use super::platform::{Linux, Lock, Platform};
 use crate::sys::futex;
 
 /// A lock that is let go of by a plain store; who waits for it sleeps.
-#[derive(Debug)]
 pub(crate) struct StateLock<T> {
     value: SpinMutex<T>,
     /// 1 if one of those who sleep is to be woken when the lock is free, else 0. They go to sleep only if it is 1.
@@ -188,6 +187,16 @@ impl<T: Debug> Lock<T> for StateLock<T> {
     }
 }
 
+/// Not as that of [`SpinMutex`], which lets go of the lock by itself, and wakes nobody.
+impl<T: Debug> Debug for StateLock<T> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.try_lock() {
+            Some(value) => f.debug_tuple("StateLock").field(&*value).finish(),
+            None => f.write_str("StateLock(<taken>)"),
+        }
+    }
+}
+
 impl<T> Deref for StateGuard<'_, T> {
     type Target = T;
 
@@ -218,6 +227,7 @@ impl<T> Drop for Next<'_, T> {
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::{Acquire, Release};
     use std::sync::mpsc;
 
     use super::*;
@@ -237,7 +247,7 @@ mod tests {
     }
 
     /// Waits until a thread asks to be woken: who sees that, and has the lock, sees it when it lets go, too.
-    fn await_request(lock: &StateLock<u32>) {
+    fn await_request<T>(lock: &StateLock<T>) {
         let began = Instant::now();
         while lock.asks.load(Relaxed) == 0 {
             assert!(began.elapsed() < LONG, "nobody asks");
@@ -275,12 +285,21 @@ mod tests {
         let is_over = AtomicBool::new(false);
         let woke_by_itself = std::thread::scope(|scope| {
             let held = lock.lock();
-            scope.spawn(|| {
+            let (says, said) = mpsc::channel();
+            let is_over = &is_over;
+            let lock = &lock;
+            scope.spawn(move || {
+                says.send(nix::unistd::gettid()).unwrap();
                 drop(lock.lock_soon());
                 is_over.store(true, Relaxed);
             });
-            await_request(&lock);
+            let sleeper = said.recv().unwrap();
             let began = Instant::now();
+            // If it is awake right behind this, it asks anew: nothing is missed then.
+            while lock.asks.load(Relaxed) == 0 || !is_asleep(sleeper) {
+                assert!(began.elapsed() < LONG, "nobody sleeps");
+                std::thread::yield_now();
+            }
             lock.asks.store(0, Relaxed);
             drop(held);
             while !is_over.load(Relaxed) && began.elapsed() < LONG {
@@ -291,6 +310,48 @@ mod tests {
             began.elapsed() < LONG
         });
         assert!(woke_by_itself);
+    }
+
+    /// As `proc_pid_stat(5)` has it: the state is behind the name, which is in brackets.
+    fn is_asleep(thread: nix::unistd::Pid) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('S'))
+    }
+
+    #[test]
+    fn one_that_sleeps_over_the_lock_is_woken_by_who_shows_what_is_under_it() {
+        /// Shown, it waits.
+        #[derive(Default)]
+        struct Shown {
+            begins: AtomicBool,
+            may_end: AtomicBool,
+        }
+
+        impl Debug for &Shown {
+            fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+                self.begins.store(true, Relaxed);
+                while !self.may_end.load(Acquire) {
+                    std::thread::yield_now();
+                }
+                f.write_str("value")
+            }
+        }
+
+        let (shown, began) = (Shown::default(), Instant::now());
+        let lock = StateLock::new(&shown);
+        std::thread::scope(|scope| {
+            let text = scope.spawn(|| format!("{lock:?}"));
+            while !shown.begins.load(Relaxed) && began.elapsed() < LONG {
+                std::thread::yield_now();
+            }
+            assert_eq!(format!("{lock:?}"), "StateLock(<taken>)");
+            scope.spawn(|| drop(lock.lock_asleep(LONG)));
+            await_request(&lock);
+            // Release: what this thread has seen, the one that lets go sees; its partner is the load in `fmt`.
+            shown.may_end.store(true, Release);
+            assert_eq!(text.join().unwrap(), "StateLock(value)");
+        });
+        assert!(began.elapsed() < LONG, "it was not woken");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use libc::{FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAKE, SYS_futex, c_int, timespe
 
 /// Sleeps as long as the word is `expected`, until woken or for `longest`; it may be over sooner for no reason.
 pub(crate) fn wait(word: &AtomicU32, expected: u32, longest: Duration) {
-    let seconds = longest.as_secs().try_into().unwrap_or(libc::time_t::MAX);
+    let seconds = longest.as_secs().try_into().unwrap_or(i64::MAX);
     let longest = timespec { tv_sec: seconds, tv_nsec: longest.subsec_nanos().into() };
     // SAFETY: the kernel reads the word, which lives as long as the call, and the timespec; it writes to neither.
     let outcome = unsafe {
@@ -32,4 +32,59 @@ fn wake(word: &AtomicU32, most: c_int) {
     // SAFETY: the kernel looks for those that wait at this address, and does not access what is there.
     let woken = unsafe { libc::syscall(SYS_futex, word.as_ptr(), FUTEX_WAKE | FUTEX_PRIVATE_FLAG, most) };
     debug_assert!(woken >= 0, "a word of an AtomicU32 is aligned and mapped");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Longer than any thread takes to get the cpu.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn one_that_waits_sleeps_for_the_time_that_it_said() {
+        let (word, began) = (AtomicU32::new(0), Instant::now());
+        let mut waits = 0;
+        while began.elapsed() < Duration::from_millis(30) {
+            wait(&word, 0, Duration::from_millis(30));
+            waits += 1;
+        }
+        assert!(waits < 100, "it was awake {waits} times");
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn nobody_sleeps_over_a_word_that_has_changed() {
+        let (word, began) = (AtomicU32::new(1), Instant::now());
+        wait(&word, 0, LONG);
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn those_who_sleep_are_woken_one_at_a_time_and_all_at_once() {
+        const THREADS: u32 = 4;
+        let (word, began) = (AtomicU32::new(0), Instant::now());
+        let awake = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let sleepers = (0..THREADS).map(|_| {
+                scope.spawn(|| {
+                    wait(&word, 0, LONG);
+                    awake.fetch_add(1, Relaxed);
+                })
+            });
+            let sleepers: Vec<_> = sleepers.collect();
+            while awake.load(Relaxed) == 0 && began.elapsed() < LONG {
+                wake_one(&word);
+                std::thread::yield_now();
+            }
+            while !sleepers.iter().all(|sleeper| sleeper.is_finished()) && began.elapsed() < LONG {
+                wake_all(&word);
+                std::thread::yield_now();
+            }
+        });
+        assert!(began.elapsed() < LONG, "somebody was not woken");
+    }
 }
